@@ -14576,8 +14576,8 @@ def shown_file(lines: Iterable[str], show: Callable[[str], str]) -> Iterator[str
 def shown_conf_line(line: str) -> str:
     """Return the shown text for a line of ipsec.conf: a heading, an include line, or a setting.
 
-    LEFT_OUT replaces the value of modecfgbanner= and of an unknown keyword.  A command, as in leftupdown=, is
-    passed to shown_arguments().  A comment at the end of the line is dropped.
+    LEFT_OUT replaces the value of modecfgbanner= and of an unknown keyword, and a line of any other form.  A
+    command, as in leftupdown=, is passed to shown_arguments().  A comment at the end of the line is dropped.
     """
     indent = indent_of(line)
     words = line.split()
@@ -14634,8 +14634,8 @@ def shown_unit_line(line: str) -> str:
     """Return the shown text for a line of a systemd unit: a heading or a directive.
 
     A command is passed to shown_arguments(), and a description to shown_remark().  Variables are shown
-    without their values.  LEFT_OUT replaces the value of an unknown directive, and a line that continues the
-    value of an earlier line.
+    without their values.  LEFT_OUT replaces the value of an unknown directive, and a line without `=`, which
+    continues the value of an earlier line.
     """
     bare = line.strip()
     if bare.startswith("[") and bare.endswith("]"):
@@ -14918,7 +14918,8 @@ class LogFilter:
         """Yield the selected lines as a report shows them.
 
         With `shared`, other programs write to the log too, so lines without the name of a program are left out.
-        Without it, such lines count as lines of pluto, because all lines in the file of logfile= have this form.
+        Without `shared`, such lines count as lines of pluto, because pluto's own log file (logfile=) has only
+        lines without the name of a program.
         """
         for line in joined_pieces(lines):
             program, start = self.program_of(line)
@@ -16016,10 +16017,11 @@ class NftReader:
 
     def tables(self, text: str) -> Iterator[Table]:
         """Yield the tables of the families ip, ip6 and inet, except dormant tables."""
+        import re
         for line in text.splitlines():
-            words = rule_words(line)
-            self._line(line, words)
-            self.depth += words.count("{") - words.count("}")
+            self._line(line, rule_words(line))
+            bare = re.sub('".*?"', "", line).split()  # a comment can have braces
+            self.depth += bare.count("{") - bare.count("}")
             del self.unnamed[max(0, self.depth - 2):]  # forget the chains whose braces are closed
             if self.depth < 2:
                 self.chain = ""
@@ -16109,7 +16111,7 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
     """
     conditions: list[Condition] = []
     text = with_reverse_path(text)
-    # Conditions of these kinds can't be evaluated: joined fields (`.`), masked bits (`&`, `|`), addresses of a
+    # Conditions of these kinds are not evaluated: joined fields (`.`), masked bits (`&`, `|`), addresses of a
     # conntrack entry (`ct original`, `ct reply`), and the result of a route lookup (`fib`).
     is_joined = (not {".", "&", "|", "original", "reply"}.isdisjoint(text)
                  or ("fib" in text and "type" not in text))
@@ -16134,6 +16136,7 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
 
         field = "" if is_joined else nft_field(word, words)
         if not field:
+            is_joined = is_joined or word == "ipsec"  # `ipsec in ip saddr` tests an address of the SA
             conditions.append(UNKNOWN_CONDITION)
             continue
         negated = words.skip("!=", "!")
@@ -16203,9 +16206,12 @@ def skip_silent(word: str, words: RuleWords) -> None:
 def nft_values(words: RuleWords) -> str:
     """Return the next value, or all values of a set in braces, separated by commas, and move past them.
 
-    Comments of the values are left out.  Return `@`, which stands for a set with unknown contents, if a value
-    has one of SET_STATEMENTS.
+    Comments of the values are left out.  Return `@`, which stands for unknown values, if a value has one of
+    SET_STATEMENTS, or if the rule compares the field with a number (`> 1024`).
     """
+    if words.skip("<", ">", "<=", ">="):
+        words.take()
+        return "@"
     if not words.skip("{"):
         return words.take()
     values, is_known = "", True
@@ -16226,8 +16232,10 @@ def map_rules(conditions: list[Condition], field: str, entries: str) -> Iterator
     condition that `field` has the value of the entry.
     """
     for entry in entries.split(","):
-        value, _, target = entry.partition(":")
-        target = target.replace("goto", "goto ").removeprefix("jump")
+        value, _, target = entry.rpartition(":")  # an IPv6 address has colons, a verdict has none
+        if target.startswith("goto"):
+            target = f"goto {target[4:]}"
+        target = target.removeprefix("jump")
         yield [*conditions, (field, value, False)], target or "?"
 
 
@@ -16275,7 +16283,7 @@ def value_fits(field: str, mine: str, wanted: str) -> bool | None:
 
     `mine` has all spellings of the packet's value, separated by blanks.  `wanted` is the value of the rule.
     """
-    if wanted.startswith("@"):  # a set whose contents are unknown
+    if wanted.startswith("@"):  # a set or a range of values that is unknown
         return None
     if field in ("src", "dst"):
         return net_fits(mine, wanted)
@@ -16334,8 +16342,9 @@ def rule_fits(conditions: Sequence[Condition], packet: Mapping[str, str]) -> boo
 def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str]) -> str:
     """Return what a chain of `table` does with a packet: accept, drop, snat or dnat.
 
-    Return an empty string if no rule decides, so that the packet returns to the calling chain.  Return `?` if
-    the result depends on a condition that can't be evaluated, or on a target whose effect is unknown.
+    If no rule decides, return the policy of the chain.  A chain that another chain calls has an empty policy.
+    Return `?` if the result depends on a condition that can't be evaluated, or on a target whose effect is
+    unknown.
     """
     possible: set[str] = set()  # the results of the rules for which it is unknown whether they match
     for conditions, target in chain.rules:
@@ -16895,7 +16904,7 @@ def answers_ike(text: str) -> bool:
 
 
 def take_without_state(attempts: list[Attempt], line: LogLine, text: str) -> None:
-    """Add a line that names the connection but no state to the last attempt.
+    """Add a line to the last attempt.  The line names the connection, but no state.
 
     If there is no attempt, a line with a cause begins the first attempt, and any other line is ignored.
     """
@@ -16964,7 +16973,7 @@ def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
 
 
 def last_clue(log: PlutoLog, name: str, peers: Collection[str]) -> Clue | None:
-    """Return the line of the log with the most likely cause why a connection is down, and the cause.
+    """Return the most likely cause why a connection is down, and the line of the log that shows this cause.
 
     Return None if no line of the last attempts has a cause.
     """
@@ -18399,7 +18408,7 @@ class Facts:
         return False if is_known else None
 
     def module_fix(self, modules: Sequence[str]) -> str:
-        """Return a command that loads the modules, or advice if this system can't load modules."""
+        """Return a command that loads the modules, or advice if this system can't load them."""
         host, names = self.host, " ".join(modules)
         marks = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container")
         is_contained = any(map(host.exists, marks))
@@ -18490,8 +18499,8 @@ class Facts:
     def undecided(self, hooks: str, kind: str = "", **packet: str) -> str:
         """Return the name of a chain whose verdict on a packet is unknown.
 
-        Return an empty string if all verdicts are known (verdict).  blocks() explains the parameters.  Raises
-        the same errors as `tables`.
+        Return an empty string if all verdicts are known.  blocks() explains the parameters.  Raises the same
+        errors as `tables`.
         """
         for name, _, answer in self._verdicts(hooks, kind, packet):
             if answer == "?":

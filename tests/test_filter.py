@@ -231,7 +231,8 @@ def test_the_elements_of_a_set(definition: list[str], wanted: str) -> None:
 @pytest.mark.parametrize(("rule", "fits"), [
     ("fib saddr oif exists accept", None), ('fib daddr oifname "eth9" accept', None),
     ("ct original ip saddr 198.51.100.0/24 accept", None), ("ct reply ip daddr 198.51.100.0/24 accept", None),
-    ("fib daddr type local accept", True),
+    ("fib daddr type local accept", True), ("ipsec in ip saddr 10.0.0.0/8 accept", None),
+    ("ipsec out ip daddr 10.0.0.0/8 accept", None),
 ])
 def test_conditions_on_other_things_than_the_packet(rule: str, fits: bool | None) -> None:
     """The rules are as nft 1.1.3 prints them."""
@@ -260,6 +261,10 @@ def test_joined_fields_are_unknown() -> None:
     ("meta l4proto vmap { esp : accept, tcp : goto web, udp : jump ike }",
      [([("proto", "esp", False)], "accept"), ([("proto", "tcp", False)], "goto web"),
       ([("proto", "udp", False)], "ike")]),
+    ("ip6 saddr vmap { 2001:db8::1 : drop, 2001:db8:1::/48 : jump vpngoto }",
+     [([("family", "ipv6", False), ("src", "2001:db8::1", False)], "drop"),
+      ([("family", "ipv6", False), ("src", "2001:db8:1::/48", False)], "vpngoto")]),
+    ("udp dport > 1024 accept", [([("proto", "udp", False), ("dport", "@", False)], "accept")]),
     ("socket cgroup level 2 vmap { x : drop }", [([("?", "", False)] * 4 + [("?", "", False)], "?")]),
     ('log prefix "x" counter packets 1 bytes 2 comment "drop"', []),
     ("fib daddr type local counter packets 0 bytes 0 accept", [([("dst-type", "local", False)], "accept")]),
@@ -270,6 +275,21 @@ def test_joined_fields_are_unknown() -> None:
 ])
 def test_rules_of_nft(text: str, rules: list[tuple[list[tuple[str, str, bool]], str]]) -> None:
     assert list(nft_rules(ipsec.rule_words(text))) == rules
+
+
+@pytest.mark.parametrize("comment", ["{", "}", "to { and back", ""])
+def test_braces_in_a_comment_open_no_block(comment: str) -> None:
+    text = "\n".join(["table inet f {", "chain first {", f'udp dport 22 accept comment "{comment}"', "}",
+                      "chain input {", "type filter hook input priority filter; policy drop;", "udp dport 500 accept",
+                      "}", "}"])
+    (family, table), = NftReader({}).tables(text)
+    assert family == "inet" and verdict(table, table["input"], udp()) == "accept"
+
+
+@pytest.mark.parametrize(("sign", "port"), [("<", "501"), (">", "499"), ("<=", "500"), (">=", "500")])
+def test_a_comparison_with_a_port_is_unknown(sign: str, port: str) -> None:
+    (conditions, _), = nft_rules(f"udp dport {sign} {port} drop".split())
+    assert ipsec.rule_fits(conditions, udp()) is None
 
 
 @pytest.mark.parametrize(("rule", "fits"), [
