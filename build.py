@@ -39,27 +39,34 @@ import dis
 import fcntl
 import functools
 import glob
-import gzip
 import hashlib
 import io
 import marshal
 import os
 import re
-import shutil
+import signal
 import subprocess
 import sys
-import tarfile
-import tempfile
 import time
 import tokenize
-import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType
 from typing import Callable, TypeVar
+
+try:
+    import gzip
+    import shutil
+    import tarfile
+    import tempfile
+    import zipfile
+    from concurrent.futures import ThreadPoolExecutor
+except ImportError as error:  # python3-minimal of Debian has only a part of the standard library
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    sys.exit(f"build.py: this Python lacks the module {error.name}, which is a part of the standard library; "
+             f"on Debian and Ubuntu, type: {sudo}apt-get install python3-venv")
 
 Result = TypeVar("Result")
 
@@ -193,8 +200,12 @@ def stop():
 
 
 def say(text: str) -> None:
-    """Print a line of progress and flush it."""
-    print(text, flush=True)
+    """Print a line of progress and flush it.  Raises SystemExit if that fails."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        sys.stdout = None  # otherwise, Python would print another error when it exits
+        raise stop(f"standard output: {error.strerror}") from None
 
 
 def stop(text: str) -> SystemExit:
@@ -268,16 +279,23 @@ def run_pip(*words: str | Path) -> str:
     argv = [str(word) for word in (python, "-m", "pip", *words)]
     result = subprocess.run(argv, cwd=TOP, check=False, env=environment, stdin=subprocess.DEVNULL,
                             capture_output=True, text=True)
-    if result.returncode == 0:
-        return ""
-
     # Without a network, pip's error says only that no version matches.  The warnings before it have the
     # cause.
-    for pattern in (r"\[Errno -?\d+\] ([^'\")]+)", r"^ERROR: (.*)"):
+    return "" if result.returncode == 0 else reason_of(result, r"\[Errno -?\d+\] ([^'\")]+)", r"^ERROR: (.*)")
+
+
+def reason_of(result: subprocess.CompletedProcess[str], *patterns: str) -> str:
+    """Return the reason why a program failed, in one line.
+
+    The reason is the last match of the first pattern that matches the program's error output, or the last line
+    of its output.
+    """
+    for pattern in patterns:
         reasons = re.findall(pattern, result.stderr, re.M)
         if reasons:
             return str(reasons[-1])
-    return f"status {result.returncode}"
+    lines = (result.stderr.strip() or result.stdout.strip()).splitlines()
+    return lines[-1] if lines else f"status {result.returncode}"
 
 
 def fetch(locks: Sequence[str], what: str) -> None:
@@ -296,14 +314,15 @@ def fetch(locks: Sequence[str], what: str) -> None:
 
 
 def install(lock: str) -> None:
-    """Install into .venv the packages that a lock file pins, unless this was done for the same lock file.
+    """Install into .venv the packages that a lock file pins, unless this was done before.
 
-    Raises SystemExit if the packages can't be installed.
+    They are installed again if the lock file has changed, if the checkout has been moved, or if .venv has
+    another version of Python, for example after an upgrade of the host.  Raises SystemExit if the packages
+    can't be installed.
     """
     stamp = VENV / f"{lock}.stamp"
-    state = digest(VENDOR / lock)
     with alone():
-        if stamp.exists() and stamp.read_text() == state:
+        if stamp.exists() and stamp.read_text() == state_of_venv(lock):
             return
         make_venv()
         words = ("install", *PIP_OPTIONS, "--ignore-installed", "-r", VENDOR / lock, "--no-index",
@@ -313,23 +332,35 @@ def install(lock: str) -> None:
             error = run_pip(*words)
             if error:
                 raise stop(f"can't install the packages of vendor/{lock}: {error}")
-        stamp.write_text(state)
+        stamp.write_text(state_of_venv(lock))
+
+
+def state_of_venv(lock: str) -> str:
+    """Return a text that differs if .venv must get the packages of the lock file again."""
+    python = VENV / "bin" / "python"
+    words = [str(python), "-c", "import sys; print(sys.prefix, sys.version)"]
+    if not python.exists():
+        return ""
+    answer = subprocess.run(words, check=False, capture_output=True, text=True).stdout
+    return f"{digest(VENDOR / lock)} {answer}"
 
 
 def make_venv() -> None:
-    """Create .venv if it does not exist or can't run pip.  Raises SystemExit if this host has no pip.
+    """Create .venv if it does not exist or can't run pip.
 
-    If ensurepip is missing (Debian without python3-venv), .venv uses the pip of an interpreter of this host.
+    Raises SystemExit if this host has no pip, or if .venv can't be created.  If ensurepip is missing (Debian
+    without python3-venv), .venv uses the pip of an interpreter of this host.
     """
     if (VENV / "bin/python").exists() and not run_pip("--version"):
         return
     python, path = find_pip()
     shutil.rmtree(VENV, ignore_errors=True)
+    words = [python, "-m", "venv", *(["--without-pip"] if path else []), str(VENV)]
+    result = subprocess.run(words, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if result.returncode:
+        raise stop(f"can't create {VENV}: {reason_of(result, '^Error: (.*)')}")
     if path:
-        call([python, "-m", "venv", "--without-pip", VENV])
         (VENV / "pip-from").write_text(path)
-    else:
-        call([python, "-m", "venv", VENV])
 
 
 # A program for an interpreter.  It prints an empty line if a venv of the interpreter will have pip, otherwise
@@ -383,8 +414,7 @@ def apt_install(package: str, reason: str) -> None:
         result = subprocess.run(["apt-get", "-q", *words], env=environment, stdin=subprocess.DEVNULL,
                                 capture_output=True, text=True, check=False)
         if result.returncode:
-            lines = result.stderr.strip().splitlines() or [f"status {result.returncode}"]
-            raise stop(f"can't install {package}: apt-get: {lines[-1]}")
+            raise stop(f"can't install {package}: apt-get: {reason_of(result)}")
 
 
 # --- bytecode -----------------------------------------------------------------------------------------------
@@ -827,16 +857,21 @@ def embed(library: Path, names: Sequence[str], target: Path) -> None:
     """Copy files of the unpacked wheel in `library` to `target`.
 
     They are the licences, and the files that are loaded when an interpreter of this host imports the modules
-    `names`.
+    `names`.  An interpreter that can't import them, such as Debian's python3-minimal, is ignored.  Raises
+    SystemExit if no interpreter can import them.
     """
-    def files_loaded_by(python: Path) -> list[Path]:
+    def trace(python: Path) -> subprocess.CompletedProcess[str]:
         words = [str(python), "-ISBc", TRACE, str(library), *names]
-        result = subprocess.run(words, capture_output=True, text=True, check=True)
-        return [Path(line) for line in result.stdout.splitlines()]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
 
     files = set(library.glob("*.dist-info/licenses/*"))
-    for paths in at_once(files_loaded_by, interpreters().values()):
-        files.update(path for path in paths if library in path.parents)
+    traces = at_once(trace, interpreters().values())
+    for result in traces:
+        if all(other.returncode for other in traces):
+            raise stop(f"no Python on this host can import parts of pyroute2: {reason_of(result)}")
+        if result.returncode == 0:
+            paths = map(Path, result.stdout.splitlines())
+            files.update(path for path in paths if library in path.parents)
     for path in files:
         place = target / path.relative_to(library)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -850,7 +885,9 @@ def git(*words: str) -> str:
     # Git refuses a checkout that belongs to another user, for example if root builds.  safe.directory permits
     # it; a user who runs build.py trusts the checkout.
     argv = ["git", "-c", f"safe.directory={TOP}", "-C", str(TOP)]
-    result = subprocess.run([*argv, *words], capture_output=True, text=True, check=False)
+    # In a hook of git, variables such as GIT_DIR can name another repository
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    result = subprocess.run([*argv, *words], env=environment, capture_output=True, text=True, check=False)
     return result.stdout.strip() if result.returncode == 0 else ""
 
 
@@ -1011,7 +1048,7 @@ def release(arguments: Sequence[str]) -> None:
     version = re.findall(r'^VERSION = "(.*)"$', SOURCE.read_text(), re.M)[0]
     commit = git("rev-parse", "HEAD")
     if not commit:
-        raise stop("release: this is not a git checkout")
+        raise stop("release: this is not a git checkout, or git is not installed")
     changes = [line.split(None, 1)[1] for line in git("status", "--porcelain").splitlines()]
     if changes:
         raise stop(f"release: the checkout has uncommitted changes: {', '.join(changes)}")
@@ -1129,7 +1166,8 @@ def clean(arguments: Sequence[str]) -> None:
     caches = (TOP / name for name in (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"))
     for path in (VENV, DIST, *caches):
         shutil.rmtree(path, ignore_errors=True)
-    ARCHIVE.unlink(missing_ok=True)
+    for path in (ARCHIVE, *TOP.glob(f".{ARCHIVE.name}.*")):  # a build that was killed leaves the second kind
+        path.unlink(missing_ok=True)
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -1160,4 +1198,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # If the builder is killed, it removes its temporary files
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     main()

@@ -12,9 +12,11 @@ import marshal
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -616,7 +618,8 @@ def test_a_release_needs_git(checkout: Path, tmp_path: Path) -> None:
     for name in ("build.py", "ipsec.py", "CHANGELOG.md"):
         shutil.copy(checkout / name, tmp_path)
     result = run(PYTHON, "build.py", "release", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (1, "build.py: release: this is not a git checkout\n")
+    reason = "release: this is not a git checkout, or git is not installed"
+    assert (result.returncode, result.stderr) == (1, f"build.py: {reason}\n")
 
 
 def test_without_a_network_one_line_says_what_could_not_be_fetched(checkout: Path, alone: list[str],
@@ -637,6 +640,104 @@ def test_what_cannot_be_written_is_named_in_one_line(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "argv", ["build.py"])
     with pytest.raises(SystemExit, match=r"^build\.py: /proc/\.ipsec\.pyz\.[0-9]+: No such file or directory$"):
         build.main()
+
+
+def test_a_full_disk_under_the_output_is_named_in_one_line() -> None:
+    result = run("sh", "-c", 'exec "$0" -c "import build; build.say(str())" >/dev/full', PYTHON, cwd=TOP)
+    assert (result.returncode, result.stderr) == (1, "build.py: standard output: No space left on device\n")
+
+
+def test_a_venv_that_cannot_be_created_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "VENV", Path("/proc/nowhere/.venv"))
+    monkeypatch.setattr(build, "find_pip", lambda: (PYTHON, "/nowhere"))
+    with pytest.raises(SystemExit, match=r"^build\.py: can't create /proc/nowhere/\.venv: .*No such file"):
+        build.make_venv()
+
+
+def test_packages_are_installed_again_for_another_place_or_python(tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moved checkout, whose scripts name the old place, and an upgraded Python, which has another lib directory."""
+    runs: list[str] = []
+    monkeypatch.setattr(build, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(build, "run_pip", lambda *words: runs.append(words[0]) or "")
+    monkeypatch.setattr(build, "find_pip", lambda: (PYTHON, "/nowhere"))
+
+    def installs() -> int:
+        build.install("developer.txt")
+        count = runs.count("install")
+        runs.clear()
+        return count
+
+    assert [installs(), installs()] == [1, 0]
+    monkeypatch.setattr(build, "VENV", (tmp_path / ".venv").rename(tmp_path / "moved"))
+    assert [installs(), installs()] == [1, 0]
+    link = tmp_path / "moved/bin/python"
+    link.unlink()
+    link.write_text("#!/bin/sh\necho another version\n")
+    link.chmod(0o755)
+    assert [installs(), installs()] == [1, 0]
+    link.unlink()
+    assert [installs(), installs()] == [1, 0]
+
+
+def test_a_python_without_the_whole_library_is_told_what_is_missing(tmp_path: Path) -> None:
+    """Debian's python3-minimal lacks these modules; there, the builder can't run and says so in one line."""
+    for name in ("gzip", "shutil", "zipfile"):
+        script = f"import sys; sys.modules[{name!r}] = None; import build"
+        result = run(PYTHON, "-c", script, cwd=TOP)
+        line = f"build.py: this Python lacks the module {name}, which is a part of the standard library; "
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+        assert result.stderr.startswith(line)
+
+
+def test_an_interpreter_that_cannot_import_pyroute2_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """python3-minimal beside a whole Python; but if none can import it, the build stops."""
+    package = tmp_path / "library/pyroute2"
+    package.mkdir(parents=True)
+    (package / "one.py").touch()
+    (package / "two.py").write_text("import nosuchmodule\n")
+    minimal = tmp_path / "minimal"
+    minimal.write_text("#!/bin/sh\nexit 1\n")
+    minimal.chmod(0o755)
+    monkeypatch.setattr(build, "interpreters", lambda: {"3.9": minimal, "3.10": Path(PYTHON)})
+    build.embed(tmp_path / "library", ["pyroute2.one"], tmp_path / "target")
+    assert os.listdir(tmp_path / "target/pyroute2") == ["one.py"]
+    monkeypatch.setattr(build, "interpreters", lambda: {"3.10": Path(PYTHON)})
+    with pytest.raises(SystemExit, match="can import parts of pyroute2: .*No module named 'nosuchmodule'"):
+        build.embed(tmp_path / "library", ["pyroute2.two"], tmp_path / "target")
+
+
+def test_a_killed_build_leaves_nothing(checkout: Path, tmp_path: Path) -> None:
+    """The signal comes while an interpreter compiles; and `clean` removes what SIGKILL left."""
+    for name in ("bin", "scratch"):
+        (tmp_path / name).mkdir()
+    python = tmp_path / "bin/python3"
+    python.write_text(f"""#!/bin/sh
+case $* in *cache_tag*) echo 3.14 99 cpython-314 final; exit;; *COMPILE*|*marshal.load*) ;; *) exit 1;; esac
+echo begun >{tmp_path}/begun
+while [ ! -e {tmp_path}/go ]; do sleep 0.1; done
+""")
+    python.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "TMPDIR": str(tmp_path / "scratch")}
+    process = subprocess.Popen([PYTHON, "build.py"], cwd=checkout, env=environment, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.terminate()
+    (tmp_path / "go").touch()
+    output = process.communicate()[0]
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert os.listdir(tmp_path / "scratch") == [] and list(checkout.glob(".ipsec.pyz.*")) == []
+    (checkout / ".ipsec.pyz.1").touch()
+    run(PYTHON, "build.py", "clean", cwd=checkout, check=True)
+    assert list(checkout.glob(".ipsec.pyz.*")) == []
+
+
+def test_the_commit_is_that_of_the_checkout_in_a_hook_of_git_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = build.commit_line()
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    assert build.commit_line() == line
 
 
 def test_ctrl_c_ends_the_builder_with_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
