@@ -7429,7 +7429,7 @@ def shutdown_message(version: str) -> bytes:
 
 
 def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
-    """Ask pluto of any release to exit, and wait until pluto closes the connection.
+    """Ask pluto to exit, whatever its release, and wait until pluto closes the connection.
 
     Raises NoPluto, TimedOut.
     """
@@ -8875,8 +8875,8 @@ def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]
 def has_ipsec_sa(connection: Mapping[str, Any]) -> bool | None:
     """Return whether a connection has an IPsec SA, from its entry.  Return None if that is unknown.
 
-    A connection with the serial number of an IPsec SA has one.  For another connection, the entry's `up`
-    decides or, if `up` is None, the routing.
+    A connection with the serial number of an IPsec SA has an IPsec SA.  For another connection, the entry's
+    `up` decides or, if `up` is None, the routing.
     """
     if connection["child_sa"] is not None:
         return True
@@ -11505,7 +11505,7 @@ class FoundRule(Record):
 
 
 def cut_prefix(prefix: str) -> str:
-    """Return the first 63 bytes of a prefix, because iptables silently cuts off the rest (xt_NFLOG.h)."""
+    """Return the first 63 bytes of a prefix; iptables-legacy cuts off the rest without an error (xt_NFLOG.h)."""
     return decode(encode(prefix)[:63])
 
 
@@ -12995,8 +12995,8 @@ def flush_leftovers(host: Host) -> bool:
 def flush_states_and_policies(host: Host) -> None:
     """Remove the kernel states and policies that pluto made.  Must be called only while no pluto runs.
 
-    Raises OSError and TimedOut if the kernel refuses or does not answer, and Failure if root is not permitted
-    to remove them, as in a container.
+    Raises OSError if the kernel refuses, TimedOut if the kernel does not answer, and Failure if root is not
+    permitted to remove them, as in a container.
     """
     if not host.has_xfrm():
         return
