@@ -10524,14 +10524,13 @@ def can_be_in_batch(nickname: str) -> bool:
 
 
 def trust_text(values: Sequence[bytes | None]) -> str:
-    """Convert the values of TRUST_COLUMNS to the form of certutil -t, such as `CT,C,`."""
+    """Convert the values of TRUST_COLUMNS to the form of certutil -L without the letter `u`, such as `CT,C,`."""
     server, client, mail, code = (TRUST_LETTERS.get(int.from_bytes(value or b"", "big"), "")
                                   for value in values)
-    if client == "C":
-        client = "T"  # certutil's letter for a CA that is trusted for client certificates
-    elif client == server:
-        client = ""
-    ssl = server + client
+    letters = {server, "T" if client == "C" else client}  # T: a CA that is trusted for client certificates
+    if letters & {"C", "T"}:
+        letters.discard("c")  # C and T include c (a valid CA)
+    ssl = "".join(letter for letter in "cpCTP" if letter in letters)
     return f"{ssl},{mail},{code}"
 
 

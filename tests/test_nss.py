@@ -102,8 +102,11 @@ def test_long_elements() -> None:
 
 @pytest.mark.parametrize("values,text", [
     ((2, 2, 2, 2), "CT,C,C"), ((10, 10, 10, 10), "p,p,p"), ((11, 11, 3, 3), "c,,"), ((3, 3, 2, 10), ",C,p"),
-    ((1, 1, 1, 1), "P,P,P"), ((2, 3, 3, 3), "C,,"), ((3, 2, 3, 3), "T,,")])
+    ((1, 1, 1, 1), "P,P,P"), ((2, 3, 3, 3), "C,,"), ((3, 2, 3, 3), "T,,"),
+    ((2, 11, 3, 3), "C,,"), ((11, 2, 3, 3), "T,,"), ((2, 1, 3, 3), "CP,,"), ((1, 2, 3, 3), "TP,,"),
+    ((10, 2, 3, 3), "pT,,")])
 def test_trust(values: tuple[int, ...], text: str) -> None:
+    """The texts are those of certutil -L, for example for a certificate that was made with -t C,, or -t PT,,."""
     assert trust_text([(0xce534350 + value).to_bytes(4, "big") for value in values]) == text
 
 
