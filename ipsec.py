@@ -23071,7 +23071,8 @@ XFRM_COUNTERS = {
 # mark or security label
 SELECTED_BY_MORE = ("leftprotoport", "rightprotoport", "mark", "mark-in", "mark-out", "sec-label",
                     "policy-label", "vti-interface")
-# The entries that pluto's status has for one connection: the connection and its instances
+# The entries that pluto's status has for one connection: the connection, its instances, and `NAME/1x2` for pairs
+# of subnets
 Entries = list["dict[str, Any]"]
 
 
@@ -23458,7 +23459,7 @@ class Diagnoser:
                     "another pre-shared key (PSK), another ID (leftid=) or another method (authby=)")
         if cause.name == "auth-refused" and "PSK" not in policy and certified:
             return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): the peer does not "
-                    "accept this host's certificate (expired, revoked, unknown CA), RSA key or ID (leftid=)")
+                    "accept this host's certificate (expired, revoked, unknown CA), key or ID (leftid=)")
 
         versions = ike_versions(policy)
         if cause.name == "unknown-peer" and entries:
