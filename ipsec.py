@@ -26222,7 +26222,7 @@ def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]
 COPY_PREFIX = "ipsec.reload."  # the start of the name of a copy
 COPIES_AT_A_TIME = 50
 ADD_TIME = 10  # The time limit of addconn for each connection, in seconds; a slow and busy host needed 5.
-# The beginnings of the fields of a status line that change while a connection is used.
+# Fields of a status line that begin with one of these texts change while a connection is used.
 STATE_FIELDS = ("newest ", "conn serial", "instance serial", "eroute owner", "routing", "owner",
                 "negotiating ", "established ")
 CLIENT_FIELDS = ("my_ip", "dns", "domains")  # Fields of a client that the peer can set by mode config.
