@@ -9741,7 +9741,7 @@ def first_line(host: Host, name: str) -> str:
     Raises Failure if the file can't be read.
     """
     try:
-        return next(iter(host.read(name).splitlines()), "")
+        return host.read(name).partition("\n")[0].removesuffix("\r")
     except OSError as error:
         raise Failure(f"{name}: {error.strerror}",
                       hint="the first line of this file must be the password") from None
@@ -12048,7 +12048,7 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
 
 # The steps of each verb (PLUTO_VERB), in the order of libreswan's script.  A step is a sign and the name of
 # a method of Updown: `+route` makes the change, `-route` reverts it.  A key without -host and -client stands
-# for both verbs.  The script makes no NFLOG rules for IPv6.
+# for both verbs.  The NFLOG steps for IPv6 are additions: the script makes NFLOG rules only for IPv4.
 UPDOWN_STEPS = {
     "prepare": "+interface", "route": "+vti +route +nflog", "unroute": "-route -source", "up-host": "",
     "up-client": "+interface +resolver +cat +source +notify +vti", "down-host": "-cisco -nflog -cat -vti",

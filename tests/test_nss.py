@@ -110,6 +110,13 @@ def test_trust(values: tuple[int, ...], text: str) -> None:
     assert trust_text([(0xce534350 + value).to_bytes(4, "big") for value in values]) == text
 
 
+@pytest.mark.parametrize("data, password", [
+    (b"", ""), (b"one\ntwo\n", "one"), (b"one\r\n", "one"), ("a\fb\x1c\u2028c\n".encode(), "a\fb\x1c\u2028c")])
+def test_only_a_line_feed_ends_a_password(tmp_path: Path, data: bytes, password: str) -> None:
+    (tmp_path / "password").write_bytes(data)
+    assert ipsec.first_line(Host({}), f"{tmp_path}/password") == password
+
+
 def test_no_trust_value() -> None:
     assert trust_text([None] * 4) == ",,"
 
