@@ -15048,10 +15048,11 @@ def dumped(text: str) -> str:
 # --- reports ------------------------------------------------------------------------------------------------
 #
 # Produces reports: sections, the threads and processes that produce sections, sinks for the output, and the
-# bodies that barf and look share.  A section that can't block is produced when its turn comes.  A section
-# that runs programs or asks pluto is produced in a thread that starts with the report.  A section that may
-# have very much text is produced in a process.  A thread or process streams its text: section -> redaction ->
-# pipe -> sink.  A section times out if the sink waits for its text longer than a time limit.
+# bodies that barf and look share.  A section with the flag `slow`, for example because it runs programs or
+# asks pluto, is produced in a thread that starts with the report.  A section with the flag `apart`, whose text
+# may be very long, is produced in a process.  Any other section is produced when its turn comes.  A thread or
+# process streams its text: section -> redaction -> pipe -> sink.  Such a section times out if the sink waits
+# for its text longer than a time limit.
 
 # How a section can end.  `absent` means that this host does not have the data that the section shows.
 OUTCOMES = ("ok", "absent", "denied", "failed", "timeout")
@@ -15860,6 +15861,7 @@ RULE_TARGETS = {
     "netmap": "?", "queue": "?", "nfqueue": "?", "?": "?",
 }
 IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
+UNREADABLE = "# Table `"  # iptables-save prints this and the name of a table of nft that it can't read
 # The families of the tables whose rules apply to a packet, by the IP family of the packet.
 TABLE_FAMILIES = {"ipv4": ("ip", "inet"), "ipv6": ("ip6", "inet")}
 
@@ -15913,8 +15915,8 @@ class RuleWords:
         return self.words[self.place:]
 
 
-def iptables_tables(text: str, program: str) -> Iterator[Table]:
-    """Yield the tables in `text`, which is the output of `program`-save.
+def iptables_tables(text: str, program: str, names: Sequence[str] = IPTABLES_TABLES) -> Iterator[Table]:
+    """Yield the tables with these names in `text`, which is the output of `program`-save.
 
     `program` is iptables or ip6tables, and may end with -legacy or -nft.
     """
@@ -15929,7 +15931,7 @@ def iptables_tables(text: str, program: str) -> Iterator[Table]:
             table[words[0][1:]] = iptables_chain(words, name, program)
         elif words[:1] == ["-A"] and words[1] in table:
             table[words[1]].rules.append(iptables_rule(words[2:]))
-        elif line == "COMMIT":
+        elif line == "COMMIT" and name in names:
             yield family, table
 
 
@@ -16008,6 +16010,8 @@ class NftReader:
         self.depth = 0  # the number of open braces
         self.family = self.name = self.chain = ""
         self.dormant = False  # the kernel skips the chains of a dormant table
+        # whether iptables may have made the table: its base chains are in capitals, its rules have counters
+        self.is_iptables = False
         self.table: dict[str, Chain] = {}
         self.sets: dict[str, list[str]] = {}  # The elements of each set or map of the table, as words.
         self.set = ""  # The name of the set or map that is being read.
@@ -16036,6 +16040,7 @@ class NftReader:
             if first == "table":
                 self.family, self.name = words[1:3]
                 self.table, self.sets, self.dormant = {}, {}, False
+                self.is_iptables = self.family in self.wrapped and self.name in IPTABLES_TABLES
         elif self.depth == 1:
             if first == "flags":
                 self.dormant = "dormant" in line
@@ -16050,6 +16055,7 @@ class NftReader:
                 policy = word_after(words, "policy", "accept;").strip(";")
                 kind = "" if words[1] == "filter" else words[1]
                 self.table[self.chain] = Chain(word_after(words, "hook"), kind, policy, self._insert(), [])
+                self.is_iptables = self.is_iptables and self.chain.isupper()
             elif words != ["}"]:
                 self._rule(words)
         elif self.set in self.sets:
@@ -16079,6 +16085,7 @@ class NftReader:
 
     def _rule(self, words: list[str]) -> None:
         """Add the rules of a line to the current chain."""
+        self.is_iptables = self.is_iptables and "counter" in words
         name = self.unnamed[-1] if self.unnamed else self.chain
         current = self.table[name]
         if words[-2:] in (["jump", "{"], ["goto", "{"]):
@@ -16398,6 +16405,8 @@ def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
             candidates = {"ip": "iptables-nft", "ip6": "ip6tables-nft"}
             wrapped = {family: program for family, program in candidates.items() if host.which(program)}
             tables += nft_tables(host, ran.text, wrapped, timeout)
+        elif UNREADABLE in ran.text and not host.which("nft"):
+            raise Missing(f"nft is needed to read a table that {argv[0]} can't read, but nft is not installed")
         else:
             tables += iptables_tables(ran.text, argv[0].removesuffix("-save"))
     return tables
@@ -16406,25 +16415,25 @@ def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
 def nft_tables(host: Host, text: str, wrapped: Mapping[str, str], timeout: float) -> Iterator[Table]:
     """Yield the tables in `text`, which is the output of `nft list ruleset`.
 
-    nft prints some conditions of iptables only by name (`xt match policy`).  If `text` has such a condition,
-    the tables of iptables come from iptables-nft-save and ip6tables-nft-save instead, as far as these
-    programs are installed.  Raises Failure if such a program fails.  NftReader explains `wrapped`.
+    A table of iptables comes from iptables-nft-save or ip6tables-nft-save instead, if the program is installed
+    and can read the table.  nft prints some conditions of iptables only by name (`xt match policy`).  nft 0.9.8
+    even leaves out `-m policy --pol none`, and prints `! --dport 500:4500` without the `!`.  Raises Failure if
+    such a program fails.  NftReader explains `wrapped`.
     """
-    programs: dict[str, str] = {}  # the programs that print the tables of iptables, by family
-    if "xt match" in text:
-        for family, program in wrapped.items():
-            if host.which(f"{program}-save"):
-                programs[family] = program
-
+    saved: dict[str, str] = {}  # the output of the programs, by family
     reader = NftReader(wrapped)
     for family, table in reader.tables(text):
-        if family not in programs or reader.name not in IPTABLES_TABLES:
-            yield family, table
-    for program in programs.values():
-        ran = host.run([f"{program}-save"], timeout=timeout)
-        if ran.status:
-            raise Failure(f"{program}-save: {ran.complaint}")
-        yield from iptables_tables(ran.text, program)
+        program = f"{wrapped.get(family)}-save"
+        if reader.is_iptables and host.which(program):
+            if family not in saved:
+                ran = host.run([program], timeout=timeout)
+                if ran.status:
+                    raise Failure(f"{program}: {ran.complaint}")
+                saved[family] = ran.text
+            if f"{UNREADABLE}{reader.name}'" not in saved[family]:
+                yield from iptables_tables(saved[family], wrapped[family], [reader.name])
+                continue
+        yield family, table
 
 
 def filter_programs(host: Host) -> list[list[str]]:
