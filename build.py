@@ -36,6 +36,7 @@ import __future__
 import argparse
 import ast
 import dis
+import errno
 import fcntl
 import functools
 import glob
@@ -355,10 +356,13 @@ def make_venv() -> None:
         return
     python, path = find_pip()
     shutil.rmtree(VENV, ignore_errors=True)
-    words = [python, "-m", "venv", *(["--without-pip"] if path else []), str(VENV)]
-    result = subprocess.run(words, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if result.returncode:
-        raise stop(f"can't create {VENV}: {reason_of(result, '^Error: (.*)')}")
+    # venv would run ensurepip, but would not say why it fails
+    for words in ([python, "-m", "venv", "--without-pip", str(VENV)],
+                  [str(VENV / "bin/python"), "-I", "-m", "ensurepip"])[:1 if path else 2]:
+        result = subprocess.run(words, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if result.returncode:
+            shutil.rmtree(VENV, ignore_errors=True)
+            raise stop(f"can't create {VENV}: {reason_of(result, '^E(?:rror|RROR): (.*)')}")
     if path:
         (VENV / "pip-from").write_text(path)
 
@@ -1192,6 +1196,8 @@ def main() -> None:
         VERBS[words.verb](words.arguments)
     except OSError as error:
         reason = str(error.strerror or error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # such an error has no file name
+            reason += f" (below {TOP} or {tempfile.gettempdir()})"
         raise stop(f"{error.filename}: {reason}" if error.filename else reason) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

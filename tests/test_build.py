@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import csv
+import errno
 import glob
 import hashlib
 import json
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -652,6 +654,35 @@ def test_a_venv_that_cannot_be_created_is_named_in_one_line(monkeypatch: pytest.
     monkeypatch.setattr(build, "find_pip", lambda: (PYTHON, "/nowhere"))
     with pytest.raises(SystemExit, match=r"^build\.py: can't create /proc/nowhere/\.venv: .*No such file"):
         build.make_venv()
+
+
+def test_the_reason_why_pip_cannot_be_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """venv says only that ensurepip failed; and no half a venv is left."""
+    monkeypatch.setattr(build, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(build, "find_pip", lambda: (PYTHON, ""))
+    real = subprocess.run
+
+    def full_disk(words: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        if "ensurepip" in words:
+            text = "ERROR: Could not install: [Errno 28] No space left on device\n  a traceback\n"
+            return subprocess.CompletedProcess(words, 1, "", text)
+        return real(words, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(subprocess, "run", full_disk)
+    with pytest.raises(SystemExit, match=r"\.venv: Could not install: \[Errno 28\] No space left on device$"):
+        build.make_venv()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_named_by_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(arguments: Sequence[str]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setitem(build.VERBS, "clean", fill)
+    monkeypatch.setattr(sys, "argv", ["build.py", "clean"])
+    with pytest.raises(SystemExit) as ended:
+        build.main()
+    assert str(ended.value) == f"build.py: No space left on device (below {TOP} or {tempfile.gettempdir()})"
 
 
 def test_packages_are_installed_again_for_another_place_or_python(tmp_path: Path,
