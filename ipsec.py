@@ -21330,10 +21330,13 @@ def holds_secrets(host: Host, name: str) -> bool:
 # Checks of connections, of versions and of policies: overlap, versions, fips, crypto_policy, selinux
 
 
-# A connection with one of these keywords may have the same networks as another connection, because the
-# policies of the two connections differ in more than their networks.
-SHARING_KEYWORDS = ("mark", "mark-out", "vti-interface", "ipsec-interface", "leftprotoport", "rightprotoport",
-                    "sec-label")
+# Two connections may have the same networks if their values of one of these keywords differ, because their
+# policies then differ in more than their networks.
+SHARING_KEYWORDS = ("mark", "mark-in", "mark-out", "vti-interface", "ipsec-interface", "leftprotoport",
+                    "rightprotoport", "sec-label")
+
+# With these values of mark=, pluto gives each SA a mark of its own (ipsec.conf(5)).
+UNIQUE_MARKS = ("-1", "%unique")
 
 
 @verify_check(
@@ -21345,7 +21348,7 @@ SHARING_KEYWORDS = ("mark", "mark-out", "vti-interface", "ipsec-interface", "lef
     fix="Remove one of the connections, or change its subnets, or set auto=ignore for it.")
 def check_overlap(facts: Facts) -> Iterator[Trouble]:
     named: dict[str, Conn] = {}
-    seen: dict[object, tuple[Conn, str]] = {}  # the first connection for a pair of networks, and its peer
+    seen: dict[object, tuple[Conn, str]] = {}  # the first connection for networks and marks, and its peer
     sides = facts.sides
     for conn in facts.needed_conns():
         first = named.setdefault(conn.name, conn)
@@ -21353,16 +21356,17 @@ def check_overlap(facts: Facts) -> Iterator[Trouble]:
             yield ("WARN", "TWICE",
                    f"conn {conn.name} is defined twice, at {first.file}:{first.line} and "
                    f"{conn.file}:{conn.line}", edit_command(conn))
-        if conn.flag("overlapip") or any(map(conn.get, SHARING_KEYWORDS)):
+        if conn.flag("overlapip") or conn.get("mark").partition("/")[0] in UNIQUE_MARKS:
             continue
 
         ours, theirs = "left", "right"
         if sides.get(conn.name) == "right":
             ours, theirs = "right", "left"
         peer = canonical_net(conn.get(theirs)) or conn.get(theirs)
+        values = tuple(map(conn.get, SHARING_KEYWORDS))
         for one in map(canonical_net, conn_nets(conn, ours)):
             for other in map(canonical_net, conn_nets(conn, theirs)):
-                before, first_peer = seen.setdefault((one, other), (conn, peer))
+                before, first_peer = seen.setdefault((one, other, values), (conn, peer))
                 if first_peer != peer:
                     yield ("WARN", "OVERLAP",
                            f"conn {before.name} and conn {conn.name} have the same networks ({one} and "
@@ -22504,7 +22508,7 @@ def write_report(
 def size_text(size: int) -> str:
     """Return a number of bytes as text, such as `512 bytes` or `31 kB`.  No unit is larger than kB."""
     if size < 1000:
-        return f"{size} bytes"
+        return count_text(size, "byte")
     return f"{round(size / 1000)} kB"
 
 
@@ -25796,7 +25800,7 @@ def verify_summary(verdicts: Sequence[Finding], explained: Collection[str], room
     for finding in problems[:room]:
         yield f"verify: {finding.level} {finding.check}: {finding.why}"
     if len(problems) > room:
-        yield f"verify: {len(problems) - room} more problems; see ipsec_verify"
+        yield f"verify: {count_text(len(problems) - room, 'more problem')}; see ipsec_verify"
 
 
 def distribution_name(host: Host) -> str:

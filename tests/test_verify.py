@@ -606,6 +606,10 @@ def test_pluto_decides_on_virtual_private(tmp_path: Path, monkeypatch: pytest.Mo
     ("conn b\n\talso=x\n\tright=192.0.2.3\n", ["OVERLAP"]), ("conn b\n\talso=x\n\tright=192.0.2.2\n", []),
     ("conn b\n\talso=x\n\tright=192.0.2.3\n\toverlapip=yes\n", []),
     ("conn b\n\talso=x\n\tright=192.0.2.3\n\tmark=5\n", []),
+    ("conn b\n\talso=x\n\tright=192.0.2.3\n\tauto=add\n\tmark=5\nconn c\n\talso=x\n\tright=192.0.2.4\n\tmark=5\n",
+     ["OVERLAP"]),
+    ("conn b\n\talso=x\n\tright=192.0.2.3\n\tauto=add\n\tmark=-1\nconn c\n\talso=x\n\tright=192.0.2.4\n\tmark=-1\n",
+     []),
     ("conn b\n\tleft=192.0.2.1\n\tleftsubnet=10.1.0.9/24\n\tright=192.0.2.3\n\trightsubnet=10.2.0.7/24\n", ["OVERLAP"]),
     ("conn b\n\tleft=192.0.2.1\n\tleftsubnet=10.1.0.0/24\n\tright=192.0.2.3\n\trightsubnet=10.3.0.0/24\n", []),
     ("conn a\n\talso=x\n\tright=192.0.2.2\n", ["TWICE"]),
@@ -614,7 +618,7 @@ def test_pluto_decides_on_virtual_private(tmp_path: Path, monkeypatch: pytest.Mo
 def test_overlaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, found: list[str]) -> None:
     conf = ("conn x\n\tleft=192.0.2.1\n\tleftsubnet=10.1.0.0/24\n\trightsubnet=10.2.0.0/24\n"
             f"conn a\n\talso=x\n\tright=192.0.2.2\n\tauto=add\n{second}")
-    if "auto=" not in second:
+    if not second.endswith("auto=ignore\n"):
         conf += "\tauto=add\n"
     assert words(facts_of(tmp_path, monkeypatch, conf), "overlap") == found
 
