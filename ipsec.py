@@ -12914,7 +12914,7 @@ def port_signs(host: Host) -> Iterator[str]:
         except OSError:
             continue  # the process has ended, or its files can't be read: its sockets stay in `unseen`
     for port in sorted({f"{entry.protocol[:3].upper()} port {entry.port}" for entry in unseen.values()}):
-        yield f"{port} is in use by a process that this one can't see"
+        yield f"{port} is in use by a process that this process can't see"
 
 
 def bind_signs(host: Host) -> Iterator[str]:
@@ -13230,7 +13230,7 @@ class Direct:
                 raise Failure(f"pluto is running already (pid {pid})")
             if pid:
                 if not wait_until(lambda: pluto_answers(host), ANSWER_TIME):
-                    raise Failure(f"pluto (pid {pid}) runs but does not answer", ERROR,
+                    raise Failure(f"pluto runs but does not answer (pid {pid})", ERROR,
                                   "ipsec setup restart --init none")
                 host.print(f"ipsec: pluto (pid {pid}) is running already")
                 return OK
@@ -13391,7 +13391,7 @@ class Direct:
         pid = find_pluto(host)
         if pid:
             if host.superuser and not pluto_answers(host):
-                host.print(f"ipsec: pluto (pid {pid}) is running, but does not answer")
+                host.print(f"ipsec: pluto is running, but does not answer (pid {pid})")
                 return LSB_UNKNOWN
             host.print(f"ipsec: pluto (pid {pid}) is running...")
             return OK

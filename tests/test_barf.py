@@ -501,8 +501,9 @@ def test_the_lines_about_pluto_know_of_plutos_out_of_sight(monkeypatch: pytest.M
         return {next(ipsec.listeners(report())).rstrip("\n"), ipsec.pluto_summary(report(), diagnoser)}
 
     assert lines() == {"pluto: not running"}
-    signs.append("UDP port 500 is in use by a process that this one can't see")
-    assert lines() == {"pluto: no process is visible, but UDP port 500 is in use by a process that this one can't see"}
+    sign = "UDP port 500 is in use by a process that this process can't see"
+    signs.append(sign)
+    assert lines() == {f"pluto: no process is visible, but {sign}"}
     monkeypatch.setattr(ipsec, "plutos", lambda host: [os.getpid()])
     assert all(line.startswith(f"pluto: process {os.getpid()}") for line in lines())
 

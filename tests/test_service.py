@@ -507,7 +507,7 @@ def test_a_pluto_that_runs_is_not_started_again(gateway: ipsec.Host, monkeypatch
     direct = ipsec.Direct(gateway, dry=False)
     monkeypatch.setattr(ipsec, "find_pluto", lambda host: 42)
     monkeypatch.setattr(ipsec, "wait_until", lambda done, seconds: done())
-    assert error_of(direct.start).message == "pluto (pid 42) runs but does not answer"
+    assert error_of(direct.start).message == "pluto runs but does not answer (pid 42)"
     monkeypatch.setattr(ipsec, "pluto_answers", lambda host: True)
     assert direct.start() == ipsec.OK
     assert capsys.readouterr().out.endswith("ipsec: pluto (pid 42) is running already\n")
@@ -616,7 +616,7 @@ def test_a_pluto_that_never_ends_keeps_its_policies(gateway: ipsec.Host, monkeyp
 
 @pytest.mark.parametrize("pid, answers, signs, has_file, text, status", [
     (42, True, [], True, "pluto (pid 42) is running...", 0),
-    (42, False, [], True, "pluto (pid 42) is running, but does not answer", 4),
+    (42, False, [], True, "pluto is running, but does not answer (pid 42)", 4),
     (None, True, [], False, "pluto is running, in another PID namespace or without its pid file", 0),
     (None, False, ["the pid file can't be read"], False, "pluto status unknown: the pid file can't be read", 4),
     (None, False, [], True, "pluto dead but pid file exists", 1),
