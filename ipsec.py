@@ -3474,12 +3474,15 @@ DEBUG_FLAGS = """
 # Each constant is the first release in which the statement of its comment is true:
 SEPARATE = (5, 3)  # Libreswan refuses a keyword of config setup in a conn, and one of a conn in config setup.
 FIRST_WORD = (4, 7)  # Libreswan, until 4.15, ignores unknown words after a known word of a value.
-IKEPAD_AUTO = (5, 2)  # The value of ikepad= may be auto.
+IKEPAD_AUTO = (5, 2)  # The value of ikepad= may be auto, but not 0 or 1.
 NO_BRACES = (5, 0)  # Libreswan does not expand {a,b} in an include line.
 BARE_COMMENTS = (5, 0)  # A keyword that begins with x- is valid without a value.
-# Libreswan ignores a keyword with an invalid value.  Earlier releases refuse the file because of most
-# invalid values.
+# Libreswan refuses no file because of an invalid value: it ignores the keyword, or does not load the
+# connection.  Earlier releases refuse the file because of most invalid values.
 LENIENT = (5, 0)
+# Pluto, and not addconn, reads the values of many keywords of a conn.  Pluto does not load a connection with
+# an invalid value.  (From 5.0 on, pluto reads dpddelay= and dpdtimeout=.)
+PLUTO_READS = (5, 3)
 NUMBER_KINDS = ("number", "0-65535", "duration", "seconds", "percent", "size")
 NUMBER_NOUNS = {"duration": "duration", "seconds": "duration", "percent": "percentage", "size": "size"}
 _BOOL = ("y", "yes", "true", "on", "n", "no", "false", "off")
@@ -3762,13 +3765,14 @@ def is_strict(release: tuple[int, ...] | None) -> bool:
 def read_bool(kind: str, value: str, release: tuple[int, ...] | None) -> Reading:
     """Return how libreswan reads a yes/no value that not every release accepts.
 
-    Libreswan before 5.0 accepts only lower case.  From 5.0 on, it also accepts upper case, 0 and 1.  Some
-    keywords also take `auto`.
+    Libreswan before 5.0 accepts only lower case.  From 5.0 on, it also accepts upper case, 0 and 1.  From 5.2
+    on, ikepad= takes `auto`, but not 0 and 1.
     """
     low = value.lower().replace("%forever", "0")
     if release is None or release >= LENIENT:
         takes_auto = "|auto" in kind and (release is None or release >= IKEPAD_AUTO)
-        if low in (*_BOOL, "0", "1") or (takes_auto and low == "auto"):
+        takes_digits = release is None or not takes_auto
+        if low in _BOOL or (takes_auto and low == "auto") or (takes_digits and low in ("0", "1")):
             return Reading(low)
     wrong = "is not one of yes, no" if value else "has no value"
     if not is_strict(release):
@@ -4214,9 +4218,8 @@ class Config:
             return
         reading = read_value(word.kind, setting.value, bare, lambda: self.release)
         if reading.wrong:
-            # a user may have written a secret as the value of authby=, leftauth= and the like
-            shown = "" if "auth" in setting.key else quote(setting.value)
-            self._problem(setting.file, setting.line, f"{written}={shown} {reading.wrong}", reading.fatal, word.key)
+            text = self._invalid(setting, written, reading.wrong, setup)
+            self._problem(setting.file, setting.line, text, reading.fatal, word.key)
         if reading.value is None:
             return
         if not belongs:
@@ -4224,6 +4227,14 @@ class Config:
             return
         setting.value = reading.value
         self._add(setting, word, bare)
+
+    def _invalid(self, setting: Setting, written: str, wrong: str, setup: bool) -> str:
+        """Return the message for an invalid value.  `wrong` is the reason that read_value() gives."""
+        if not setup and (setting.key.startswith("dpd") or (self.release or LENIENT) >= PLUTO_READS):
+            wrong = wrong.replace("and is ignored", "so it is ignored or the connection is not loaded")
+        # a user may have written a secret as the value of authby=, leftauth= and the like
+        shown = "" if "auth" in setting.key else quote(setting.value)
+        return f"{written}={shown} {wrong}"
 
     def _keyword(self, setting: Setting, written: str, setup: bool) -> tuple[Keyword | None, bool]:
         """Return the keyword that `written` spells, and whether it belongs in this kind of section.

@@ -299,7 +299,7 @@ def test_values_are_of_their_kind(kind: str, good: str, bad: str) -> None:
 @pytest.mark.parametrize("line, verdicts", [
     # fatal for: an unknown release, 3.29, 4.3, 4.10, 5.2, 5.4
     ("ikepad=auto", "accept refuse refuse refuse accept accept"),
-    ("ikepad=1", "accept refuse refuse refuse accept accept"),
+    ("ikepad=1", "accept refuse refuse refuse ignore ignore"),
     ("pfs=YES", "accept refuse refuse refuse accept accept"),
     ("ikev2=y", "accept refuse refuse refuse accept accept"),
     ("ikev2=1", "ignore ignore ignore ignore ignore ignore"),
@@ -348,6 +348,18 @@ def test_the_installed_release_decides(line: str, verdicts: str) -> None:
         found.append("refuse" if any(problem.fatal for problem in config.problems) else
                      "ignore" if config.problems else "accept")
     assert " ".join(found) == verdicts
+
+
+@pytest.mark.parametrize("release, line, outcome", [
+    ("5.2", "pfs=maybe", "and is ignored"), ("5.2", "mtu=abc", "and is ignored"), ("5.4", "", ""),
+    ("5.2", "dpddelay=5x", "so it is ignored or the connection is not loaded"),
+    ("5.4", "mtu=abc", "so it is ignored or the connection is not loaded"), ("5.2", "ikepad=1", "and is ignored")])
+def test_an_invalid_value_in_libreswan_5(release: str, line: str, outcome: str) -> None:
+    """pluto 5.2 refuses a connection with an invalid dpddelay=, and 5.4 (extract.c) with most invalid values."""
+    host = ipsec.Host({})
+    host.version = release
+    found = ipsec.Config(host, "c", f"config setup\n\tlogtime=maybe\nconn a\n\t{line}\n").problems
+    assert [problem.text.rpartition(", ")[2] for problem in found] == ["and is ignored", outcome][:1 + bool(line)]
 
 
 @pytest.mark.parametrize("line", ["leftinterface-ip=192.0.2.9/24", "labeled-ipsec=banana"])
