@@ -754,13 +754,15 @@ def why_untrusted(directory: str) -> str:
     return ""
 
 
-def resolve_links(name: str, root: str, stops: Collection[str]) -> tuple[str, str]:
+def resolve_links(name: str, root: str, stops: Collection[str], follow: bool = True) -> tuple[str, str]:
     """Resolve all links of `name`, with `root` as `/`.  Return the resulting path and an empty string.
 
+    If `follow` is False, a link that is the last part of `name` is not followed unless a `/` is after it.
     `stops` are mount points.  If the path reaches one, return the path so far and this mount point, without
     an access to its file system.  Raises OSError(ELOOP) if the path has more than LINKS_LIMIT links.
     """
     todo = parts_of_path(name)
+    follow = follow or name.endswith("/")
     if name and not name.startswith("/") and not root:
         todo += parts_of_path(os.getcwd())
     done: list[str] = []
@@ -779,8 +781,10 @@ def resolve_links(name: str, root: str, stops: Collection[str]) -> tuple[str, st
             return here, here
 
         try:
-            target = os.readlink(here)
+            target = os.readlink(here) if todo or follow else ""
         except (OSError, ValueError):
+            target = ""
+        if not target:
             done.append(part)
             continue
         links += 1
@@ -961,31 +965,36 @@ class Host:
         """
         return resolve_links(name, self.root, frozenset())[0] if self.root else name
 
-    def within(self, name: str, work: Callable[[], T], root: str | None = None) -> T:
+    def within(self, name: str, work: Callable[[], T], root: str | None = None, follow: bool = True) -> T:
         """Call `work`, which accesses the file `name`, and return its result.
 
         The methods that read files use this method.  If the file system of `name` can hang, `work` runs in a
         thread.  After `patience` seconds the thread is abandoned, and the file system is not accessed again
         for SILENT_AGE seconds.  `name` is a path below `root`, which is the root of the reported system by
-        default.  Raises TimeoutError if the file system does not answer, another OSError if `work` can't be
-        called (for example because `name` holds a NUL byte), and the errors of `work`.
+        default.  If `follow` is False, `work` does not follow a link that is the last part of `name`.  Raises
+        TimeoutError if the file system does not answer, another OSError if `work` can't be called (for
+        example because `name` holds a NUL byte), and the errors of `work`.
         """
         if "\0" in name:
             raise OSError(errno.EINVAL, "a path can't hold a NUL byte", name)
-        mounts = MOUNTS.that_may_hang()
-        if not mounts:
-            return work()
-
-        top = self.root if root is None else root
-        base, mount = resolve_links(top, "", mounts)
-        if not mount:
-            mount = resolve_links(name, base.rstrip("/"), mounts)[1]
+        mount = self.mount_that_may_hang(name, root, follow)
         if not mount:
             return work()
         if MOUNTS.is_silent(mount):
             problem = f"not read, as the file system on {mount} does not answer"
             raise OSError(errno.ETIMEDOUT, problem, name)
         return self._in_thread(work, name, mount)
+
+    def mount_that_may_hang(self, name: str, root: str | None = None, follow: bool = True) -> str:
+        """Return the mount point of the file `name` if its file system can hang, otherwise an empty string.
+
+        The arguments mean the same as in within().
+        """
+        mounts = MOUNTS.that_may_hang()
+        if not mounts:
+            return ""
+        base, mount = resolve_links(self.root if root is None else root, "", mounts)
+        return mount or resolve_links(name, base.rstrip("/"), mounts, follow)[1]
 
     def _in_thread(self, work: Callable[[], T], name: str, mount: str) -> T:
         """Call `work` in a thread for within(), and return its result.
@@ -1136,15 +1145,18 @@ class Host:
 
     def stat(self, name: str, *, follow: bool = True) -> os.stat_result:
         """Return os.stat() of a file.  If `follow` is false, a link is not followed.  Raises OSError."""
-        if follow or not self.root:
-            return self.within(name, lambda: os.stat(self.path(name), follow_symlinks=follow))
+        if follow:
+            return self.within(name, lambda: os.stat(self.path(name)))
+        return self.within(name, lambda: os.lstat(self._own_path(name)), follow=False)
+
+    def _own_path(self, name: str) -> str:
+        """Return path(), but without following a link that is the last part of `name`."""
         head, tail = os.path.split(name)
-        return self.within(name, lambda: os.lstat(os.path.join(self.path(head), tail)))
+        return os.path.join(self.path(head), tail)
 
     def readlink(self, name: str) -> str:
         """Return the text of a symbolic link.  Raises OSError."""
-        head, tail = os.path.split(name)
-        return self.within(head, lambda: os.readlink(os.path.join(self.path(head), tail)))
+        return self.within(name, lambda: os.readlink(self._own_path(name)), follow=False)
 
     def realpath(self, name: str) -> str:
         """Return the path of `name` on the running system, all symbolic links resolved.  Raises OSError."""
@@ -1170,8 +1182,12 @@ class Host:
 
         Return False for a path that this process is not permitted to look up.  Raises TimeoutError.
         """
-        head, tail = os.path.split(name)
-        return self._holds(head, lambda path: os.path.lexists(os.path.join(path, tail)))
+        try:
+            return self.within(name, lambda: os.path.lexists(self._own_path(name)), follow=False)
+        except TimeoutError:
+            raise
+        except OSError:
+            return False
 
     def writable(self, name: str) -> bool:
         """Return whether this process is permitted to write to a file, or to create files in a directory.
@@ -4793,19 +4809,25 @@ def check_includes(config: Config) -> None:
             raise Failure(str(problem), 3)
 
 
+RESOLVER_FILES = ("/etc/nsswitch.conf", "/etc/hosts", "/etc/resolv.conf")  # The C library reads them for addconn.
+
+
 def check_answers(host: Host, name: str = "") -> None:
     """Raise TimeoutError if a file system that a program of libreswan needs does not answer.
 
     Without this check, the program would wait for ever.  This function accesses the NSS database and the
     configuration, which is the file `name` (default the host's ipsec.conf) with the files that it includes.
-    If the configuration is on standard input, it is not read.  A file system that failed to answer earlier
-    in this process counts, too.
+    If the configuration is on standard input, it is not read.  The files from which addconn learns how to
+    resolve names are accessed, too.  A file system that failed to answer earlier in this process counts, too.
     """
     if MOUNTS.that_may_hang():
-        directory = host.given_nssdir
+        directory, paths = host.given_nssdir, [*RESOLVER_FILES]
         if (name or host.conf) != "-":
-            configured = Config(host, name).setup("nssdir").removeprefix("sql:")
-            directory = directory or configured
+            config = Config(host, name)
+            directory = directory or config.setup("nssdir").removeprefix("sql:")
+            paths += [config.setup("dnssec-rootkey-file"), config.setup("dnssec-anchors")]
+        for path in paths:
+            host.exists(path)
         host.isdir(directory or host.nssdir)
         for mount, (_, path, seconds) in MOUNTS.silent.items():
             raise OSError(errno.ETIMEDOUT, f"no answer within {seconds:g} s from the file system on {mount}", path)
@@ -9882,12 +9904,15 @@ class NssDatabase:
         return ran
 
     def check_answers(self, path: str) -> None:
-        """Raise OSError if a path does not exist or its file system does not answer.
+        """Raise OSError if a directory does not exist, or if its file system or that of a file in it does not
+        answer.
 
         A tool would wait forever for a file system that does not answer.
         """
         try:
             self.host.within(path, lambda: os.stat(path), "")
+            for name in NSS_FILES:
+                self.host.exists(f"{path}/{name}")
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.directory) from None
 
@@ -10134,12 +10159,13 @@ class NssDatabase:
     # --- changes --------------------------------------------------------------------------------------------
 
     def within(self, work: Callable[[], T]) -> T:
-        """Call `work`, which accesses the directory, and return its result.
+        """Call `work`, which accesses the directory and its files, and return its result.
 
-        Raises OSError if the file system of the directory does not answer, and any exception that `work`
-        raises.
+        Raises OSError if the file system of the directory, or one that is mounted on a file of the database,
+        does not answer, and any exception that `work` raises.
         """
-        return self.host.within(self.directory, work)
+        paths = [self.directory, *(f"{self.directory}/{name}" for name in NSS_FILES)]
+        return self.host.within(next(filter(self.host.mount_that_may_hang, paths), self.directory), work)
 
     def writable(self) -> bool:
         """Return whether the directory exists and this process can create files in it."""
@@ -13186,6 +13212,7 @@ def check_config(host: Host) -> Config:
     if not host.executable(addconn):
         return config.check()
 
+    check_answers(host)
     check_includes(config)
     ran = host.run([addconn, "--config", host.conf, "--checkconfig"], timeout=CHECK_TIME)
     if ran.status:
@@ -24234,14 +24261,21 @@ class WhackRunner:
             raise Missing(f"ipsec: loading a connection needs libreswan's addconn, which is not in "
                           f"{host.execdir}", NOT_FOUND, libreswan_hint(host, "set IPSEC_EXECDIR"))
         argv = [addconn, *words]
-        if words[-1] in ("--checkconfig", "--autoall"):
-            check_answers(host)
-            if host.conf != "-":
-                check_includes(Config(host))
+        is_option = words[-1] in ("--checkconfig", "--autoall")
+        check_answers(host)
+        if host.conf != "-" and (is_option or MOUNTS.that_may_hang()):
+            check_includes(Config(host))
+        if is_option:
             return host.call(argv, timeout=CHECK_TIME if words[-1] == "--checkconfig" else None)
 
-        stdin = 0 if host.conf == "-" else None
-        ran = host.run(argv, timeout=None, stdin=stdin)
+        if host.conf == "-":
+            ran = host.run(argv, timeout=None, stdin=0)
+        else:
+            try:
+                ran = host.run(argv, timeout=CHECK_TIME)
+            except TimedOut:
+                check_includes(Config(host))
+                raise
         self._pass_on(ran)
         return self._load_status(words[-1], ran)
 

@@ -471,6 +471,38 @@ def test_a_silent_file_system_is_asked_once(tmp_path: Path, mounts: ipsec.Mounts
     gate.release()
 
 
+def test_what_is_asked_about_a_name_itself_reaches_the_file_system_that_is_mounted_there(
+        tmp_path: Path, mounts: ipsec.Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link to it is not followed, unless a slash follows."""
+    silent, gate = tmp_path / "silent", ipsec._thread.allocate_lock()
+    silent.mkdir()
+    (tmp_path / "link").symlink_to("silent")
+    monkeypatch.setattr(ipsec, "mounts_that_may_hang", lambda: frozenset({str(silent)}))
+    gate.acquire()
+
+    def slow(work: Callable[..., object]) -> Callable[..., object]:
+        def hang(path: str, *words: object, **options: object) -> object:
+            if path.startswith((str(silent), f"{tmp_path}/link/")):
+                gate.acquire()
+            return work(path, *words, **options)
+        return hang
+
+    monkeypatch.setattr(os, "lstat", slow(os.lstat))
+    monkeypatch.setattr(os, "readlink", slow(os.readlink))
+    for top, root in ((str(tmp_path), ""), ("", str(tmp_path))):
+        for name in ("silent", "link/"):
+            for question in ("lexists", "readlink", "stat"):
+                host = ipsec.Host({}, root=root)
+                host.patience = 0.05
+                mounts.silent.clear()
+                with pytest.raises(TimeoutError):
+                    getattr(host, question)(f"{top}/{name}", **({"follow": False} if question == "stat" else {}))
+        mounts.silent.clear()
+        assert host.lexists(f"{top}/link") and host.readlink(f"{top}/link") == "silent"
+        assert host.stat(f"{top}/link", follow=False) and not mounts.silent
+    gate.release()
+
+
 def test_without_a_thread_a_file_system_that_may_hang_is_not_read(tmp_path: Path, mounts: ipsec.Mounts,
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*words: object) -> None:

@@ -51,7 +51,8 @@ def test_what_the_configuration_names(gateway: Machine, place: str) -> None:
     assert ran.stdout.rstrip().splitlines()[-1].endswith(ran.stdout.splitlines()[1][-4:])  # the section `date`
 
 
-@pytest.mark.parametrize("words", [["checkconfig"], ["verify"], ["look"], ["status"], ["why", "a"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["checkconfig"], ["verify"], ["look"], ["status"], ["why", "a"], ["start"],
+                                   ["add", "a"]], ids=" ".join)
 def test_commands_behind_an_include(gateway: Machine, words: list[str]) -> None:
     gateway.write("/etc/ipsec.conf", CONFIGS["include"])
     ran = behind(gateway, DEAD, *words)
@@ -94,6 +95,28 @@ def test_commands_behind_the_nss_database(gateway: Machine, words: list[str]) ->
     assert any("no answer" in line or "not answer" in line for line in told)
     if words[0] not in ("look", "verify"):
         assert len(ran.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["initnss"], ["checknss"], ["newhostkey"], ["verify"]], ids=" ".join)
+@pytest.mark.parametrize("covered", ["", "/cert9.db", "/pkcs11.txt"], ids=["directory", "cert9.db", "pkcs11.txt"])
+def test_what_is_mounted_on_the_nss_database_itself(gateway: Machine, covered: str, words: list[str]) -> None:
+    """For example a file that is bound into a container from a network file system."""
+    gateway.ipsec("initnss").check()
+    ran = behind(gateway, f"/var/lib/ipsec/nss{covered}", *words)
+    assert ran.status not in (0, 137)
+    assert any("/var/lib/ipsec/nss" in line and "not answer" in line.replace("no answer", "not answer")
+               for line in (ran.stdout + ran.stderr).splitlines()), ran
+
+
+@pytest.mark.parametrize("covered", ["/etc/hosts", "/etc/resolv.conf", "/mnt/dead"])
+def test_files_that_addconn_reads_to_resolve_names(gateway: Machine, covered: str) -> None:
+    gateway.write("/etc/ipsec.conf", f"config setup\n\tdnssec-rootkey-file={DEAD}/key\nconn a\n\tleft=192.0.2.1\n"
+                                     "\tright=peer.example\n\tauthby=secret\n")
+    if not gateway.path(covered).exists():
+        gateway.write(covered, "")
+    for words in (["checkconfig"], ["start"], ["add", "a"]):
+        ran = behind(gateway, covered, *words)
+        assert ran.status == 1 and len(ran.stderr.splitlines()) == 1 and covered in ran.stderr, ran
 
 
 CERTIFICATE = ("openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x -keyout /key.pem -out /cert.pem 2>/dev/null; "
