@@ -8136,8 +8136,8 @@ class Request:
 # --- whack's command line and pluto's replies ---------------------------------------------------------------
 
 # Options that are not in WHACK_OPTIONS.  xauthname and xauthuser are old names of username.  whack handles
-# the others without pluto, or answers pluto's prompts with them.  libreswan's whack does not have
-# the last three options.
+# the others without pluto, or answers pluto's prompts with them.
+# libreswan's whack does not have the last three options.
 WHACK_OWN_OPTIONS = (
     "ctlsocket=FILE", "rundir=DIR", "ctlbase=DIR", "xauthname=NAME", "xauthuser=NAME", "xauthpass=PASSWORD",
     "help", "version", "xauthpass-file=FILE", "timeout=SECONDS", "native")
@@ -8936,8 +8936,8 @@ def event_of(text: str) -> dict[str, Any]:
     event: dict[str, Any] = {"text": text, "details": [], "event": name}
     if when:
         seconds = count_of(when.partition(" ")[0].partition(".")[0])
-        # for global timers, pluto prints a useless number: it subtracts the time since the boot from
-        # the time since 1970
+        # for global timers, pluto prints a useless number: it subtracts the time since the boot
+        # from the time since 1970
         event["in"] = None if seconds is None or seconds > 1 << 30 else seconds
     if owner:
         quoted, _, serial = owner.rpartition("#")
@@ -9531,8 +9531,8 @@ TRUST_COLUMNS = ("ace536358", "ace536359", "ace53635b", "ace53635a")
 TRUST_LETTERS = {0xce534351: "P", 0xce534352: "C", 0xce53435a: "p", 0xce53435b: "c"}
 NSS_EMPTY = b"\xa5\x00\x5a"  # NSS stores an attribute of length 0 as these bytes (sdb.c)
 
-# The kinds of public keys, by the content of the DER object identifier of the algorithm, in hex
-# (RFC 3279 and RFC 4055)
+# The kinds of public keys, by the content of the DER object identifier of the algorithm,
+# in hex (RFC 3279 and RFC 4055)
 KEY_KINDS_OF_DER = {"2a864886f70d010101": "RSA", "2a864886f70d01010a": "RSA", "2a8648ce3d0201": "ECDSA"}
 
 # The short names of attributes in distinguished names, by the content of the DER object identifier, in hex
@@ -9962,8 +9962,8 @@ class NssDatabase:
     def check(self) -> None:
         """Raise Failure if cert9.db or key4.db can't be read, or is not an NSS database.
 
-        If Python lacks sqlite3, certutil checks the database instead.  Without certutil, and below --root,
-        this method then checks only the first bytes of the files.
+        If Python lacks sqlite3, certutil checks the database instead.  If certutil is missing, too, or with
+        --root, only the first bytes of the files are checked.
         """
         for name in NSS_FILES[1:]:
             try:
@@ -10003,8 +10003,9 @@ class NssDatabase:
         A value is bytes, or None if the object or the database lacks the column.  Raises Missing if Python
         lacks sqlite3, and Failure if the file can't be read or is damaged.
         """
+        # NSS makes no views and triggers; those of a hostile file may be endless
         for row in self._ask(name, "SELECT type FROM sqlite_master WHERE type IN ('view', 'trigger')"):
-            raise self.broken(name, f"it contains a {row[0]}, which NSS does not write")  # and which may be endless
+            raise self.broken(name, f"it contains a {row[0]}, which NSS does not write")
         existing = {row[1] for row in self._ask(name, f"PRAGMA table_info({table})")}
         if "a0" not in existing:
             raise self.broken(name, f"no table {table}")
@@ -10102,7 +10103,7 @@ class NssDatabase:
         The result is True also if the file is not a database, so that the caller reads it and reports the
         error.
         """
-        before = b""  # the end of the previous chunk, because what is wanted may span two chunks
+        before = b""  # the end of the previous chunk, because a wanted string may span two chunks
         for data in self.host.chunks(f"{self.directory}/{name}", limit=NSS_MEMORY):
             if not before and not data.startswith(b"SQLite format 3\0"):
                 return True
@@ -13739,9 +13740,9 @@ def detected_service(host: Host, action: str) -> Service | None:
     """Return the service with which an init system of this host runs pluto.
 
     An init script of sysvinit is used even if sysvinit does not run.  Return None if no init system serves
-    this process, or if there is no service.  Raises Failure if there is no service, although process 1 is an
-    init system that should have one (serves_host()).  Raises Failure also if choose_service() can't decide
-    between several services.
+    this process.  If there is no service, return None, or raise Failure if process 1 is an init system that
+    should have one (serves_host()).  Raises Failure also if choose_service() can't decide between several
+    services.
     """
     where = outside(host)
     if where:
