@@ -3491,6 +3491,7 @@ DEBUG_FLAGS = """
 SEPARATE = (5, 3)  # Libreswan refuses a keyword of config setup in a conn, and one of a conn in config setup.
 FIRST_WORD = (4, 7)  # Libreswan, until 4.15, ignores unknown words after a known word of a value.
 IKEPAD_AUTO = (5, 2)  # The value of ikepad= may be auto, but not 0 or 1.
+PLAIN_ADDRESS = (5, 2)  # An entry of virtual-private= may be an address without `/`.
 NO_BRACES = (5, 0)  # Libreswan does not expand {a,b} in an include line.
 BARE_COMMENTS = (5, 0)  # A keyword that begins with x- is valid without a value.
 # Libreswan refuses no file because of an invalid value: it ignores the keyword, or does not load the
@@ -4299,10 +4300,9 @@ class Config:
         setting.key = word.key
         if "|" in word.kind:
             setting.value = setting.value.lower()
-        if word.key == "virtual-private" and (bad := bad_private_nets(setting.value)):
+        if word.key == "virtual-private" and (bad := bad_private_nets(setting.value, self.release)):
             self._problem(setting.file, setting.line, f"virtual-private: {quote(bad[0])} is not a network such as "
-                          "%v4:10.0.0.0/8 or %v6:!fd00::/8; libreswan 4 then ignores all networks of the list", False,
-                          word.key)
+                          "%v4:10.0.0.0/8 or %v6:!fd00::/8, so pluto drops all entries", False, word.key)
         self._section.settings.append(setting)
         if not self._section.name:
             self._setup[setting.key] = setting
@@ -4597,21 +4597,23 @@ def canonical_net(text: str) -> str | None:
         return None
 
 
-def bad_private_nets(value: str) -> list[str]:
+def bad_private_nets(value: str, release: tuple[int, ...] | None) -> list[str]:
     """Return the entries of virtual-private= that pluto refuses, according to is_bad_private()."""
-    return [entry for entry in value.split(",") if is_bad_private(entry)] if value else []
+    return [entry for entry in value.split(",") if is_bad_private(entry, release)] if value else []
 
 
-def is_bad_private(entry: str) -> bool:
+def is_bad_private(entry: str, release: tuple[int, ...] | None) -> bool:
     """Return whether pluto refuses an entry of virtual-private=.
 
     A valid entry is a network without host bits, such as `10.0.0.0/8` (read_subnet() of virtual_ip.c).  The
-    prefix `%v4:` or `%v6:`, and a `!` before the network, are optional.  An address without `/` is reported
-    as refused, although libreswan 5.2 accepts it.
+    prefix `%v4:` or `%v6:`, and a `!` before the network, are optional.  From 5.2 on, and if the release is
+    unknown (None), an address without `/` is valid, too.
     """
     net = entry.strip().lower()
     version = {"%v4:": 4, "%v6:": 6}.get(net[:4], 0)
     net = (net[4:] if version else net).removeprefix("!")
+    if "/" not in net and (release is None or release >= PLAIN_ADDRESS):
+        net += "/128" if ":" in net else "/32"
     address, slash, mask = net.partition("/")
     if not slash or "/" in mask or (version == 4 and ":" in net) or (version == 6 and ":" not in net):
         return True
@@ -20518,7 +20520,7 @@ def check_virtual_private(facts: Facts) -> Iterator[Trouble]:
     setting = facts.config.setup_at("virtual-private")
     if not setting:
         raise NotChecked("unused", "nothing to check: virtual-private= is not set")
-    bad = bad_private_nets(setting.value)
+    bad = bad_private_nets(setting.value, facts.config.release)
     is_loaded = not bad
     if facts.pluto_setting("pluto_version") and not facts.has_changed(setting.file):
         leads = ("allowed subnet", "excluded subnet")

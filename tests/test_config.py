@@ -490,7 +490,7 @@ def test_addconn_lists_and_checks_without_libreswan(tmp_path: Path, capsys: pyte
 ])
 def test_networks_of_virtual_private(value: str, bad: list[str]) -> None:
     config = parse(f'config setup\n\tvirtual_private="{value}"\n')
-    assert ipsec.bad_private_nets(value) == bad
+    assert ipsec.bad_private_nets(value, None) == bad
     assert [problem.fatal for problem in config.problems] == [False] * bool(bad)
     assert config.setup("virtual-private") == value
 

@@ -580,7 +580,8 @@ def test_ids_that_pluto_drops(text: str, dropped: bool) -> None:
     ("10.0.0.0/255.0.255.0", True), ("0.0.0.0/0.0.0.0", False), ("10.0.0.1/255.255.255.255", False),
     ("fd00::/255.0.0.0", True), ("%v4:10/255.0.0.0", False)])
 def test_entries_of_virtual_private(entry: str, bad: bool) -> None:
-    assert is_bad_private(entry) is bad
+    assert is_bad_private(entry, (5, 1)) is bad
+    assert is_bad_private(entry, (5, 2)) is (bad and entry != "%v4:10.0.0.1")
 
 
 @pytest.mark.parametrize(("subnet", "level"), [("10.2.0.0/24", "WARN"), ("vhost:%priv", "FAIL")])
