@@ -2729,7 +2729,7 @@ _SPEAKS_OF_SECRET = (r"(?:passw|passphrase|\bpass\b|secret|psk|pwd|\bkeys?\b(?! 
 MIXED_CASE = frozenset(
     "IPsec IKEv1 IKEv2 OpenVPN WireGuard strongSwan StrongSwan NetworkManager macOS iOS".split())
 # Comments, log prefixes and searched strings of firewall rules, as iptables, nft and pyroute2 write them
-REMARKS = (r"((?:--comment|--(?:nf)?log-prefix|--(?:hex-)?string|STRING match|"
+REMARKS = (r"((?:--comment|--(?:nf|u)?log-prefix|--(?:hex-)?string|STRING match|"
            r"(?<![\w-])(?:comment|(?:nflog-)?prefix)(?=[ \t=]+[^-\s]))"
            rf"(?:[ \t]+|=))({_QUOTED}|[^\s\"\']+)|(/\* )([^\n]*?)(?= \*/)")
 REMARK_HINTS = ("comment", "prefix", "/* ", "string")
@@ -2832,8 +2832,9 @@ def is_harmless_word(word: str) -> bool:
     """Return whether a word is an ordinary word, a small number, an address, or a name like `eth0`.
 
     An ordinary word is in MIXED_CASE, or has at most 24 letters: small letters, capitals, or a capital and
-    then small letters.  A name has fewer than 12 letters, and then up to three digits.  A number has fewer
-    than six digits, unless it contains a full stop.  The characters `-_.:/` do not count.
+    then small letters.  A name has fewer than 12 letters, and then up to three digits, or up to one after a
+    capital and small letters.  A number has fewer than six digits, unless it contains a full stop.  The characters
+    `-_.:/` do not count.
     """
     word = word.strip("\"'()[]{}<>,;!?")
     if word in MIXED_CASE:
@@ -2845,6 +2846,8 @@ def is_harmless_word(word: str) -> bool:
     letters = bare.rstrip("0123456789")
     digits = len(bare) - len(letters)
     most_digits = 3 if len(letters) < 12 else 0
+    if most_digits and letters[:1].isupper() and not letters.isupper():
+        most_digits = 1  # a capital, small letters and two digits or more are a common form of passwords
     if letters.isalpha() and digits <= most_digits:
         return len(letters) <= 24 and (letters.islower() or letters.isupper() or letters.istitle())
     # an IPv6 or MAC address, whose groups have at most four characters
@@ -14722,7 +14725,7 @@ def shown_syslog_line(line: str) -> str:
     words = line.split()
     first = words[0]
     is_selector = "." in first and len(words) == 2 and set(first) <= SELECTOR_CHARACTERS
-    if is_selector and words[1].lstrip("-").startswith(("/", "@", "~")) and ";" not in words[1]:
+    if is_selector and words[1].lstrip("-").startswith(("/", "@", "~")) and is_harmless_part(words[1].lstrip("-@~")):
         return line.rstrip()
     if first in ("$IncludeConfig", "$ModLoad", "$FileOwner", "$FileCreateMode", "@include", "@version:"):
         return " ".join(words[:2])
@@ -14737,7 +14740,7 @@ def shown_resolver_line(line: str) -> str:
     """
     words = line.partition("#")[0].partition(";")[0].split()
     if words[0] in ("nameserver", "search", "domain", "sortlist"):
-        return " ".join(words)
+        return " ".join(words[:2] if words[0] == "nameserver" else words)
     if words[0] != "options":
         return LEFT_OUT
 
@@ -14812,6 +14815,11 @@ DUMP_RUN = DUMP_START + "{3,}.*"
 # Two or three pairs of hexadecimal digits, as in the last row of a dump.  After the pairs, the line ends, or the
 # same bytes follow as text.
 SHORT_RUN = DUMP_START + r"{1,2}(?: *$|(?:  | \[).*)"
+# Bytes in other forms: with colons, in groups of four or eight digits, or escaped.  The address in the log line of a
+# firewall rule has 14 pairs
+GROUPED_BYTES = (r"(?<!MAC=)(?<![\w.:])(?:(?:[0-9A-Fa-f]{2}:){7,}[0-9A-Fa-f]{2}|(?:[0-9A-Fa-f]{4} ){3,}[0-9A-Fa-f]{2,4}"
+                 r"|(?:[0-9A-Fa-f]{8} ){2,}[0-9A-Fa-f]{2,8})(?![\w.:])"
+                 r"|(?:%[0-9A-Fa-f]{2}|\\x[0-9a-f]{2}|\\[0-7]{3}){4,}")
 # Dumped bytes that are not part of a key: a number that the line also shows in decimal, an SPI, and an address.
 PLAIN_BYTES = (r"\s*(?:[\w /]+: \d+ \((?:[0-9a-f]{2} ?){1,4}\)"
                r"|(?:\w+ (?:SPI|spis?|cookie)|IP (?:start|end)): (?:[0-9a-f]{2} {0,2}){4,8})\s*")
@@ -14930,17 +14938,142 @@ def is_cut(text: str) -> bool:
     return text.count('"') % 2 > 0 or text.startswith('"/') or "ERROR ".startswith(text)
 
 
+# The files whose texts make up pluto's messages, and the pattern of such a text.  HIDDEN_WORDS are words that compilers
+# put into the code, not among the texts, and kinds of interfaces
+HIDDEN_WORDS = "push veth tnl results ikey rkey idpl sticking trustee trustor tunnelrule"
+TEXT_SOURCES = ("{}/pluto", "{}/addconn", "/usr/lib*/libnss*3.so", "/usr/lib/*/libnss*3.so")
+PROGRAM_TEXT = rb"[\t\n -~]{5,}(?=\0)"
+# Parts of a message that are shown whatever their words are: the name of a connection before a colon or number,
+# IDs, names in certificates, names of users and interfaces, and masks.  A word is any other run of MESSAGE_WORD
+PUBLIC_PARTS = (
+    r"\"[^\"]*\"(?=\[\d|:| #\d)|'[@%][^']*'|[\"'][^\"']*\b[A-Z]{1,3}=[^\"']*[\"']"
+    r"|(?:\bID_\w+:|\b(?:ID[ir]?|certificate)) [\"'][^\"']*[\"']|\b(?:CN|OU?|C|ST|L|E|DC)=[^,\"']+"
+    r"|\b(?:[Uu]ser(?:name)?|interface) \S+|\bVendor ID payload \[[^]]*\]|\[redacted[^]]*\]")
+MESSAGE_WORD = r"[^\s,;:=()\[\]{}<>\"'|]+"
+# A number in decimal or hexadecimal of up to 64 bits, such as an SPI, and an address
+NUMBER = r"(?=.*\d)[0-9a-f]{1,16}|0x[0-9a-f]{1,16}"
+HOST = r"[0-9a-fA-F.:/]*[.:][0-9a-fA-F.:/-]*|[\w-]+(?:\.[\w-]+)+"
+
+
+class PlutoWords:
+    """The words of which the messages of the installed pluto consist.
+
+    These are the words in pluto's executable, in addconn, in NSS and in the errors of the C library, and the names and
+    values in ipsec.conf.  Any other word in pluto's log comes from a human, a script or a peer, so it may be a secret.
+    """
+
+    def __init__(self, host: Host, config: Config) -> None:
+        self._host = host
+        self._config = config
+        self._words: set[str] = set()
+        self._is_read = False
+        self._verdicts: dict[str, bool] = {}
+
+    def masked(self, message: str) -> str:
+        """Return a message of pluto with REDACTED for each word that is not known.
+
+        If pluto is not installed here, only words that look like random characters or passwords are masked.
+        """
+        import re
+        if not self._is_read:
+            self._is_read = True
+            self._words = self._read()
+            self._part = re.compile(f"({PUBLIC_PARTS})|{MESSAGE_WORD}")
+            self._number = re.compile(NUMBER)
+            self._host_name = re.compile(HOST)
+            self._public = re.compile(PUBLIC_WORDS, re.IGNORECASE)
+            self._secret_before = re.compile(r"\b(?:secret|psk|pass\w*|pin)\W{1,3}$", re.IGNORECASE)
+        return self._part.sub(self._shown, message)
+
+    def _read(self) -> set[str]:
+        """Return the known words, in small letters.  The set is empty if pluto's executable can't be read."""
+        import re
+        found: set[bytes] = set()
+        host = self._host
+        try:
+            for path in host.glob(*(pattern.format(host.execdir) for pattern in TEXT_SOURCES)):
+                data = b"".join(host.chunks(path, limit=TEXT_LIMIT))
+                found.update(re.findall(b"[a-z]{3,}", b" ".join(re.findall(PROGRAM_TEXT, data)).lower()))
+        except OSError:
+            pass  # without pluto's executable, the set is empty
+        if b"pluto" not in found:
+            return set()
+        texts = [HIDDEN_WORDS, *keywords(False), *keywords(True), *(os.strerror(number) for number in range(1, 134))]
+        for section in self._config.sections:
+            texts.append(section.name)
+            for setting in section.settings:
+                if setting.key in keywords(False) and not setting.key.endswith(("updown", "banner")):
+                    texts.append(setting.value)
+        return {word.decode() for word in found}.union(re.findall("[a-z]{3,}", " ".join(texts).lower()))
+
+    def _shown(self, match: re.Match[str]) -> str:
+        """Return a part of a message, or REDACTED for a word that is not known."""
+        word, text = match[0], match.string
+        if match[1] is not None:
+            return word
+        if word not in self._verdicts:
+            self._verdicts[word] = self._knows(word)
+        is_pin = word.isdecimal() and len(word) > 3
+        if is_pin and self._secret_before.search(text, max(0, match.start() - 20), match.start()):
+            return REDACTED
+        if self._verdicts[word] or self._public.search(text, max(0, match.start() - 40), match.start()):
+            return word
+        is_piece = text.startswith((" addconn: ", "addconn: ")) and any(
+            known.startswith(word) or known.endswith(word) for known in self._words)
+        return word if is_piece else REDACTED  # pluto can cut a word of addconn's output
+
+    def _knows(self, word: str) -> bool:
+        """Return whether a word of a message is known, is a number, an address or the name of a host or interface,
+        or consists of such parts."""
+        import re
+        head, at, tail = word.rpartition("@")
+        matches_number, is_host = self._number.fullmatch, self._host_name.fullmatch
+        if matches_number(word) or is_host(word) or (at and is_host(tail)):
+            return True
+        if at and (not head or matches_number(tail)):
+            word = head
+        if re.fullmatch(r"[a-z]{2,8}\d{1,3}", word) or (word.startswith("/") and is_harmless_part(word)):
+            return True
+        shortest = 3 if set(word) & set("0123456789") else 4
+        for part in re.split(r"[^A-Za-z0-9]", word):
+            if not matches_number(part) and not self._knows_part(part, shortest):
+                return False
+        return True
+
+    def _knows_part(self, part: str, shortest: int) -> bool:
+        """Return whether all runs of letters in a part of a word are known, or have fewer than `shortest` letters.
+
+        If no words are known, return whether the part does not look like a password.
+        """
+        import re
+        if len(re.findall(r"\d+|\D+", part)) > 4:
+            return False  # letters and digits by turns, as in random text
+        if not self._words:
+            return not re.fullmatch(r"[A-Z][a-z]{3,}\d\d+", part)
+        for letters in re.findall("[A-Za-z]{%d,}" % shortest, part):
+            word = letters.lower().removeprefix("left").removeprefix("right")
+            if word in self._words or (letters.isupper() and len(letters) < 6):
+                continue
+            pieces = re.findall("[A-Z]?[a-z]+|[A-Z]+", letters)
+            if not all(len(piece) < 3 or piece.lower() in self._words for piece in pieces):
+                return False
+        return True
+
+
 class LogFilter:
     """Selects the lines of a log that are about IPsec, and masks dumped bytes in these lines.
 
-    `left_out` counts the lines that are not selected.
+    With a `pluto_words`, words of pluto's messages that are not known are masked too.  `left_out` counts the lines that
+    are not selected.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pluto_words: PlutoWords | None = None) -> None:
         import re
+        self.pluto_words = pluto_words
         self.left_out = 0
         self.debug_run = re.compile(f"{DUMP_RUN}|{SHORT_RUN}")
         self.any_run = re.compile(DUMP_RUN)
+        self.grouped_bytes = re.compile(GROUPED_BYTES)
         self.plain_bytes = re.compile(PLAIN_BYTES)
         self.whole_row = re.compile(r"\s*[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2})*(?:  .*)?")
         self.long_hex = re.compile(LONG_HEX)
@@ -14964,12 +15097,18 @@ class LogFilter:
         for line in joined_pieces(lines):
             program, start = self.program_of(line)
             shown = None
-            if program or not shared:
-                shown = self.shown(line, program or "pluto", start)
+            if program:
+                shown = self.shown(line, program, start)
+            elif not shared:
+                shown = self.without_program(line)
             if shown is None:
                 self.left_out += 1
             else:
                 yield shown
+
+    def without_program(self, line: str) -> str | None:
+        """Return a line without a time and the name of a program as a report shows it."""
+        return self.shown(line, "pluto", 0)
 
     def program_of(self, line: str) -> tuple[str, int]:
         """Return the name of the program that wrote the line, and the column at which its message starts.
@@ -15006,7 +15145,12 @@ class LogFilter:
                     message = head + mark + REDACTED
         if program in LOGGED_SCRIPTS:
             return line[:start] + shown_words(message)
-        return self.without_bytes(line) if program in LOGGED_DAEMONS else None
+        if program not in LOGGED_DAEMONS:
+            return None
+        line = self.without_bytes(line)
+        if self.pluto_words and program in ("pluto", "addconn") and not self.script_output.match(line):
+            line = line[:start] + self.pluto_words.masked(line[start:])
+        return line
 
     def without_bytes(self, line: str) -> str:
         """Return the line with `[redacted N bytes]` in place of dumped bytes and the rest of the line.
@@ -15015,7 +15159,7 @@ class LogFilter:
         an updown script is passed to shown_output().  Opaque words are masked in a text that speaks of a
         secret (_without_opaque).  The log prefix of a firewall rule is masked by without_log_prefix().
         """
-        line = without_log_prefix(line)
+        line = self.grouped_bytes.sub(REDACTED, without_log_prefix(line))
         head, bar, text = line.partition("| ")
         is_debug_line = bar and (not head or head.endswith(": "))
         if not is_debug_line:
@@ -15063,6 +15207,43 @@ class LogFilter:
             return match[0]
         digits = match[0].removeprefix("0x")
         return f"[redacted {len(digits) // 2} bytes]"
+
+
+class AnyText(LogFilter):
+    """Selects and masks the lines of any text: lines of logs, and lines whose form tells what they are.
+
+    The latter are comments, lines of ipsec.conf, of units and of files with settings, and lines of ps(1).
+    """
+
+    def __init__(self, pluto_words: PlutoWords | None = None) -> None:
+        import re
+        super().__init__(pluto_words)
+        self.in_conf = False  # whether the last line without indentation is a heading of ipsec.conf
+        self.is_remark = re.compile(r"\s*(?:[#;]|//)(?!\d+:|!| (?:Generated by|Completed on|Warning:|\[comment))").match
+        self.is_heading = re.compile(r"(?:conn|ca) +\S+(?: +\S+)?$|config +setup\b|conn .*#").match
+        self.is_setting = re.compile(r"(?:export )?[A-Z][A-Z0-9_]*=").match
+        self.is_directive = re.compile(r"[A-Z][a-z-][\w-]*=").match
+        self.process = re.compile(r"(\s*(?:\S+ +)?\d+ .*?\d:\d\d(?::\d\d)? +)(\S.*)").fullmatch
+
+    def without_program(self, line: str) -> str | None:
+        """Return the line as the report shows lines of its kind, or only without dumped bytes."""
+        if self.is_remark(line):
+            return f"{indent_of(line)}# [comment]"
+        is_indented = line[:1] in (" ", "\t")
+        if not is_indented and line:
+            self.in_conf = bool(self.is_heading(line))
+        process = self.process(line)
+        if self.in_conf and line.strip():
+            return shown_conf_line(line)
+        if self.is_directive(line):
+            return shown_unit_line(line)
+        name = line.partition("=")[0]
+        is_of_updown = name.startswith("PLUTO_") and name not in OPTION_VARIABLES
+        if self.is_setting(line) and not is_of_updown:
+            return line if name in RELEASE_KEYS else shown_setting(line)
+        if process:
+            return process[1] + shown_arguments(process[2].split())
+        return self.without_bytes(line)
 
 
 def shown_output(text: str) -> str:
@@ -15201,7 +15382,7 @@ class Report:
         self.config = Config(host)
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
         self.program_timeout: float | None = None  # In seconds; set if a section has no Worker.
-        self.log_filter = LogFilter()
+        self.log_filter = LogFilter(PlutoWords(host, self.config))
         self.in_file = False  # Whether the report is written to a file that the user named.
         self.size = 0  # The number of bytes of text that counting() has written so far.
         self.masked = 0  # The number of masks in the text that counting() has written so far.
@@ -21853,6 +22034,8 @@ def distribution(report: Report) -> Iterator[str]:
             if not show_all:
                 line = shown_release_line(line)
             yield f"{name}: {line}\n"
+            if os.path.basename(name) in RELEASE_FILES and not report.redactor.show_secrets:
+                break  # such a file has one line
 
 
 def shown_lines(name: str, show: Callable[[str], str]) -> SectionBody:
@@ -26239,8 +26422,8 @@ def warn_of_unread_secrets(host: Host, config: Config, command_name: str) -> boo
                  "are left out.")
 def redact_command(host: Host, args: Args) -> int:
     """Run `ipsec redact`.  Return 0, or 1 if one of the files in `args` can't be read."""
-    log = LogFilter()
     config = Config(host)
+    log = AnyText(PlutoWords(host, config))
     warn_of_unread_secrets(host, config, "redact")
     redactor = redactor_of(host, config=config)
 
