@@ -9510,7 +9510,7 @@ NSS_STRAY = ".nss-stray."
 # The name of each file that NSS creates begins with one of these words, for example cert9.db-journal.
 NSS_PARTS = ("cert9.db", "key4.db", "pkcs11.tx")
 OPEN_FILES = "/proc/self/fd/"
-NSS_ROOM = 256 << 10  # A new database and its journal need this number of bytes on the disk.
+NSS_ROOM = 256 << 10  # A new database and its journal fit into this number of bytes.
 # The codes that NSS's tools report if the disk is full.  The codes also have other causes.
 FULL_DISK_CODES = tuple(f"SEC_ERROR_{code}" for code in (
     "PKCS11_GENERAL_ERROR", "PKCS11_DEVICE_ERROR", "PKCS12_UNABLE_TO_IMPORT_KEY", "ADDING_CERT", "IO"))
@@ -11509,7 +11509,7 @@ NFLOG_PLACES = (("INPUT", "in"), ("FORWARD", "in"), ("OUTPUT", "out"), ("FORWARD
 NFLOG_CHAINS = {"INPUT": NftChain(NF_INET_LOCAL_IN, -1), "FORWARD": NftChain(NF_INET_FORWARD, -1),
                 "OUTPUT": NftChain(NF_INET_LOCAL_OUT, -1)}
 NFLOG_KEYWORDS = ("nflog", "nflog-all")
-SCRIPT_SIZE = 1 << 20  # At most this number of bytes of an updown script are read.
+SCRIPT_SIZE = 1 << 20  # An updown script with more bytes is not read.
 # The time to wait while another program changes the tables, in seconds.  The start of the service includes
 # checknflog, and systemd ends the start after 90 seconds (DefaultTimeoutStartSec=).
 FILTER_WAIT = 15
