@@ -2546,7 +2546,7 @@ class SecretRecord:
     def _parse_values(self, values: Sequence[Token]) -> None:
         """Parse the tokens after the colon: the kind of key and the key."""
         if not values:
-            self._wrong("nothing follows the `:`; pluto crashes on such a record, also pluto 5.2")
+            self._wrong("nothing follows the `:`; pluto crashes on such a record")
         elif values[0].text.lower() in KEY_KINDS and values[0].form in ("", '"', "'"):
             self.kind = values[0].text.lower()
             self.shown.append(values[0])
@@ -4483,8 +4483,8 @@ def secrets_file(host: Host, config: Config | None = None) -> str:
 def is_ignored_entry(record: SecretRecord) -> bool:
     """Return whether libreswan ignores a record of ipsec.secrets because of its kind of key.
 
-    Tests with 4.3 to 5.2 show which kinds are ignored.  Libreswan 4.3 still reads raw RSA keys, which have
-    braces.
+    Facts: process_secret() of secrets.c.  A raw key, which has braces, never counts as ignored, because
+    libreswan up to 4.4 reads raw RSA keys.
     """
     is_raw = any(token.text.startswith("{") for token in record.tokens)
     return record.kind not in ("", "include", "psk", "xauth", "ppks") and not is_raw
