@@ -175,6 +175,13 @@ BROKEN = {
         "iptables -t raw -A PREROUTING -p udp -m multiport --dports 500,4500 -j CT --notrack; iptables -P INPUT DROP; "
         "iptables -A INPUT -m conntrack --ctstate UNTRACKED,RELATED -j ACCEPT; iptables -A INPUT -p esp -j ACCEPT",
         {"firewall": "SKIP"}),
+    "a table of nft beside one of iptables": (
+        "nft add table ip filter; nft 'add chain ip filter input { type filter hook input priority 0; policy drop; }'; "
+        "iptables -t nat -A POSTROUTING -m policy --dir out --pol none -j MASQUERADE",
+        {"firewall": "FAIL WARN FAIL WARN"}),
+    "a comparison that decides": (
+        f"{NFT_INPUT}{NFT_RULE}udp dport '>=' 500 accept; {NFT_RULE}meta l4proto '{{ esp, icmp }}' accept",
+        {"firewall": "SKIP"}),
     "a mark that decides on forwarding": (
         "iptables -P FORWARD DROP; iptables -A FORWARD -m mark --mark 7 -j ACCEPT", {"forward_rules": "SKIP"}),
     "a mark that decides on NAT": (
@@ -592,6 +599,18 @@ def test_what_is_not_broken_is_not_found(bookworm: Machine, what: str) -> None:
     if "phase2=ah" in FINE[what]:  # AH needs none of the ciphers
         lacks.pop("algorithms", None)
     assert verify(bookworm) == lacks
+
+
+@pytest.mark.parametrize("release", ["bullseye", "bookworm", "trixie"])
+def test_masquerading_without_the_packets_of_tunnels(root: Callable[..., Machine], release: str) -> None:
+    """nft of bullseye prints the rule without its conditions."""
+    machine = root(release)
+    prepare(machine)
+    machine.write("/etc/ipsec.conf", CONFIG)
+    machine.run("iptables -t nat -A POSTROUTING -m policy --dir out --pol none -j MASQUERADE".split()).check()
+    assert "[OK]" in machine.ipsec("verify", "nat").stdout
+    machine.run("iptables -t nat -I POSTROUTING -p udp -m udp ! --dport 500:4500 -j MASQUERADE".split()).check()
+    assert "[NAT]" in machine.ipsec("verify", "nat").stdout
 
 
 def test_it_takes_options_and_tells_of_its_checks(bookworm: Machine) -> None:
