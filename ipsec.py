@@ -20326,7 +20326,7 @@ def port_troubles(facts: Facts, port: int) -> Iterator[Trouble]:
         yield ("FAIL", "IN USE", f"another program uses port {port} of {others[0]}, which pluto needs",
                find_other)
         return
-    facts.process()  # raises NotChecked if pluto does not run
+    facts.process()  # raises an error if no process of pluto is visible
     if any(own and not (others and is_loopback(address)) for address, own in sockets):
         bound = {address for address, own in sockets if own}
         for address in others:
