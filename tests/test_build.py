@@ -674,6 +674,25 @@ def test_the_reason_why_pip_cannot_be_installed_is_said(tmp_path: Path, monkeypa
     assert os.listdir(tmp_path) == []
 
 
+def test_check_reads_the_project_s_own_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the directory root/, for example, which the README's recipe of an initramfs makes in the checkout."""
+    calls: list[list[str]] = []
+    monkeypatch.setattr(build, "call", lambda words, **options: calls.append([str(word) for word in words]))
+    monkeypatch.setattr(build, "install", lambda lock: None)
+    monkeypatch.setattr(build, "check_manual", lambda: None)
+    build.check([])
+    (ruff,) = [words for words in calls if words[0].endswith("/ruff")]
+    program = Path(PYTHON).with_name("ruff")
+    (tmp_path / "tests").mkdir()
+    for name in ("ipsec.py", "build.py", "tests/test_one.py"):
+        (tmp_path / name).touch()
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/foreign.py").write_text("import os, sys\n")
+    assert run(program, *ruff[1:], "--isolated", cwd=tmp_path).returncode == 0
+    (tmp_path / "tests/test_one.py").write_text("import os, sys\n")
+    assert run(program, *ruff[1:], "--isolated", cwd=tmp_path).returncode == 1
+
+
 def test_a_full_disk_is_named_by_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(arguments: Sequence[str]) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
