@@ -13245,6 +13245,11 @@ class Direct:
     """
 
     def __init__(self, host: Host, *, dry: bool) -> None:
+        # pluto runs in the directory `/`, so it needs absolute paths
+        host.conf, host.rundir = os.path.abspath(host.conf), os.path.abspath(host.rundir)
+        host.ctlsocket = f"{host.rundir}/pluto.ctl"  # pluto's socket, even if --ctlsocket names another one
+        if host.given_nssdir:
+            host.given_nssdir = os.path.abspath(host.given_nssdir)
         self.host = host
         self.dry = dry
 
@@ -13813,6 +13818,7 @@ def act(host: Host, service: Service, action: str, *, dry: bool) -> int:
     the exit status of that command is sufficient.  Raises Failure if the action can't be run, if pluto still
     runs after a stop, or if pluto does not answer after a start.
     """
+    host.ctlsocket = f"{host.rundir}/pluto.ctl"  # as in class Direct
     manager = service.manager
     was_running = not dry and action == "stop" and find_pluto(host) is not None
     if not dry:
@@ -26993,7 +26999,6 @@ def control_service(host: Host, args: Args, action: str) -> int:
     Raises the same errors as find_service() and act() or, without an init system, those of class Direct.
     """
     host.conf = args.value("--config") or host.conf
-    host.ctlsocket = f"{host.rundir}/pluto.ctl"  # pluto listens there, even if --ctlsocket names another file
     dry, foreground = args.flag("--dry-run"), args.flag("--foreground")
     if foreground and action != "start":
         raise Failure(f"ipsec setup {action}: only start has the option --foreground", USAGE)

@@ -255,6 +255,9 @@ def test_the_service_has_the_control_socket_of_its_run_directory(action: str, mo
     monkeypatch.setattr(ipsec.Direct, action, lambda self, **_: asked.append(self.host.ctlsocket))
     ipsec.control_service(host, args, action)
     assert asked == ["/run/blue/pluto.ctl"]
+    host = ipsec.Host({}, ctlsocket="/x")
+    ipsec.act(host, ipsec.Service(ipsec.MANAGERS[0], "ipsec"), action, dry=True)
+    assert host.ctlsocket == "/run/pluto/pluto.ctl"
 
 
 @pytest.mark.parametrize("name, argv, text, status, expected", [
@@ -528,6 +531,16 @@ def test_in_the_foreground_pluto_replaces_this_process(gateway: ipsec.Host, tmp_
     assert run == ["/", f"{tmp_path}/libexec/pluto", "--config", f"{tmp_path}/ipsec.conf", "--nofork",
                    "--rundir", f"{tmp_path}/run", "--nssdir", f"{tmp_path}/nss", "--stderrlog"]
     assert (tmp_path / "run/pluto.pid").read_text() == f"{os.getpid()}\n"
+
+
+def test_pluto_gets_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pluto is started in the directory `/`."""
+    monkeypatch.chdir(tmp_path)
+    host = ipsec.Host({}, conf="x.conf", rundir="./run", nssdir="sql:nss")
+    argv = ipsec.Direct(host, dry=False)._argv(foreground=False)
+    assert argv[1:] == ["--config", f"{tmp_path}/x.conf", "--nofork", "--rundir", f"{tmp_path}/run",
+                        "--nssdir", f"{tmp_path}/nss", "--logfile", "/var/log/pluto.log"]
+    assert host.ctlsocket == f"{tmp_path}/run/pluto.ctl"
 
 
 def test_only_root_starts_and_stops(gateway: ipsec.Host, monkeypatch: pytest.MonkeyPatch,
