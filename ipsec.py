@@ -172,10 +172,10 @@ def pyroute2_module(name: str, feature: str) -> Any:
 # ============================================================================================================
 # 2. Host
 #
-# All access to the system: paths, files, programs, sockets, output.  The other sections access the system
-# through a Host, which a test can replace.  Only the files of the NSS database (section 7), imported files
-# and a few devices are opened without it.  Used by all later sections.  Facts: ipsec(8) and the scripts of
-# libreswan 3.29, 4.10 and 5.4 for the environment; hier(7).
+# This section contains all access to the system: paths, files, programs, sockets, output.  The other sections
+# access the system through a Host, which a test can replace.  Only the files of the NSS database (section 7),
+# imported files and a few devices are opened without a Host.  Used by all later sections.  Facts: ipsec(8)
+# and the scripts of libreswan 3.29, 4.10 and 5.4 for the environment; hier(7).
 # ============================================================================================================
 
 SYSTEM_PATH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin")
@@ -2026,7 +2026,7 @@ class Host:
         return self.version
 
     def _version(self) -> str | None:
-        """Find the version that libreswan_version() returns and keeps."""
+        """Return the version that libreswan_version() returns and keeps."""
         version = self._printed_version() if self.live else None
         version = version or self._version_of_script() or self._compiled_version()
         if version or self.live:
@@ -2119,7 +2119,7 @@ REFUSALS = ("Operation not permitted", "Permission denied", "insufficient permis
 
 
 def denied_if_refused(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the output chunks of a program, as Host.stream() does.
+    """Yield `chunks`, which Host.stream() returns: the output of a program.
 
     Raises Denied if the program fails and the end of its output has one of the REFUSALS.
     """
@@ -4480,14 +4480,18 @@ def secrets_file(host: Host, config: Config | None = None) -> str:
     return (config.setup("secretsfile") if config else "") or host.secrets
 
 
-def is_ignored_entry(record: SecretRecord) -> bool:
+def is_ignored_entry(host: Host, record: SecretRecord) -> bool:
     """Return whether libreswan ignores a record of ipsec.secrets because of its kind of key.
 
-    Facts: process_secret() of secrets.c.  A raw key, which has braces, never counts as ignored, because
-    libreswan up to 4.4 reads raw RSA keys.
+    Facts: process_secret() of secrets.c.  Libreswan up to 4.4 reads raw RSA keys, which have braces.  If the
+    release is unknown, a raw RSA key does not count as ignored.
     """
-    is_raw = any(token.text.startswith("{") for token in record.tokens)
-    return record.kind not in ("", "include", "psk", "xauth", "ppks") and not is_raw
+    if record.kind in ("", "include", "psk", "xauth", "ppks"):
+        return False
+    if record.kind != "rsa" or not any(token.text.startswith("{") for token in record.tokens):
+        return True
+    version = host.libreswan_version()
+    return version is not None and leading_version(version) > (4, 4)
 
 
 def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
@@ -4522,7 +4526,7 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
         for record, _ in records:
             if record.problem:
                 problems.append(Problem(file, record.line, record.problem))
-            elif is_ignored_entry(record):
+            elif is_ignored_entry(host, record):
                 text = f"libreswan ignores entries with {record.kind.upper()}"
                 if record.kind in ("rsa", "ecdsa", "eddsa", "pkcs8", "p12"):
                     text += "; private keys belong in the NSS database"

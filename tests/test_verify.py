@@ -456,10 +456,14 @@ def test_errors_and_missing_files_of_the_secrets_differ(tmp_path: Path, monkeypa
     (': ECDSA key.pem', True), (': PIN tok "x"', True), (': RSA {\n\tModulus: 0x01\n\t}', False),
     ('@a : XAUTH "x"', False), (': PPKS "id" "x"', False), (': PSK "x"', False), ("# note", False)])
 def test_entries_that_libreswan_ignores(tmp_path: Path, entry: str, is_ignored: bool) -> None:
-    """As old guides and strongSwan write them; seen with 4.3, 4.10 and 5.2."""
+    """As old guides and strongSwan write them; seen with 4.3, 4.10 and 5.2.  Raw RSA keys were read up to 4.4."""
     (tmp_path / "ipsec.secrets").write_text(f"{entry}\n")
-    problems = ipsec.secret_files(Host({}), str(tmp_path / "ipsec.secrets"))[1]
-    assert [problem.fatal for problem in problems] == ([False] if is_ignored else [])
+    for version in ("4.4", "4.5"):
+        host = Host({})
+        host.version = version
+        problems = ipsec.secret_files(host, str(tmp_path / "ipsec.secrets"))[1]
+        is_raw = "{" in entry and version == "4.5"
+        assert [problem.fatal for problem in problems] == ([False] if is_ignored or is_raw else [])
 
 
 def test_addconn_decides_whether_a_configuration_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
