@@ -19480,12 +19480,12 @@ def lacking_trouble(facts: Facts, user: str, proposals: str, missing: Sequence[S
 def algorithm_rows(words: Iterable[str], strange: dict[str, None]) -> list[tuple[str, str, str, str]]:
     """Return the rows of KERNEL_ALGORITHMS for the words of a proposal.
 
-    Words without a row are added to `strange`.  DH groups are left out, because they need no algorithm of the
-    kernel.
+    Words without a row are added to `strange`.  DH groups, and `null` in place of an integrity algorithm, are
+    left out, because they need no algorithm of the kernel.
     """
     rows = []
-    for word in words:
-        if is_group(word):
+    for place, word in enumerate(words):
+        if is_group(word) or (place and word == "null"):
             continue
         row = algorithm_row(word)
         if row:
@@ -19496,15 +19496,14 @@ def algorithm_rows(words: Iterable[str], strange: dict[str, None]) -> list[tuple
 
 
 def proposal_words(proposals: str) -> Iterator[tuple[str, ...]]:
-    """Yield the words of each proposal in a value of esp=, in the spelling of KERNEL_ALGORITHMS.
+    """Yield the words of each proposal in a value of esp=, in lower case, with `sha512` as `sha2_512`.
 
     A proposal with alternatives counts as several proposals: `aes-sha2+sha1` is aes-sha2 and aes-sha1.  A DH
     group after a semicolon is left out.
     """
     import itertools
     for proposal in proposals.lower().replace(" ", "").split(","):
-        text = proposal.partition(";")[0].replace("aesgcm", "aes_gcm")
-        text = text.replace("sha512", "sha2_512").replace("sha384", "sha2_384")
+        text = proposal.partition(";")[0].replace("sha512", "sha2_512").replace("sha384", "sha2_384")
         yield from itertools.product(*(word.split("+") for word in text.split("-")))
 
 
@@ -19514,10 +19513,12 @@ def is_group(word: str) -> bool:
 
 
 def algorithm_row(word: str) -> tuple[str, str, str, str] | None:
-    """Return the row of KERNEL_ALGORITHMS for a word of a proposal.  Return None if no row matches."""
-    if word == "sha":
-        word = "sha1"
-    return next((row for row in KERNEL_ALGORITHMS if row[0] in word), None)
+    """Return the row of KERNEL_ALGORITHMS for a word of a proposal.  Return None if no row matches.
+
+    The character `_` does not count: libreswan accepts `aesctr` and `aes_ctr`.
+    """
+    bare = "sha1" if word == "sha" else word.replace("_", "")
+    return next((row for row in KERNEL_ALGORITHMS if row[0].replace("_", "") in bare), None)
 
 
 def lacking_modules(facts: Facts, rows: Sequence[tuple[str, str, str, str]],

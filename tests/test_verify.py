@@ -61,11 +61,15 @@ def test_fips_mode_of_kernel_policy_and_pluto(tmp_path: Path, monkeypatch: pytes
     ("3.32", "ikev2=permit", "hmac(sha1)", "FAIL"), ("3.32", "ikev2=insist", "hmac(sha1)", None),
     ("4.10", "phase2=ah", "cbc(aes)", None), ("4.10", "phase2=ah", "hmac(sha512)", "WARN"),
     ("4.10", "phase2=ah\n\tikev2=never", "hmac(sha1)", "FAIL"),
+    ("4.10", "esp=aes_gcm256-null", "ecb(cipher_null)", None), ("4.10", "esp=null-sha1", "ecb(cipher_null)", "FAIL"),
+    ("4.10", "esp=aesctr-sha2", "rfc3686(ctr(aes))", "FAIL"), ("4.10", "esp=aesctr-sha2", "cbc(aes)", None),
+    ("4.10", "esp=chacha20poly1305", "rfc7539esp(chacha20,poly1305)", "FAIL"),
+    ("4.10", "esp=aes-sha512", "hmac(sha512)", "FAIL"), ("4.10", "esp=aes-sha2_256", "hmac(sha512)", None),
 ])
 def test_the_algorithms_are_those_that_libreswan_proposes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                           version: str, text: str, lacks: str,
                                                           found: str | None) -> None:
-    """IKEv1 and AH have proposals of their own."""
+    """IKEv1 and AH have proposals of their own, and some algorithms have several spellings (algparse)."""
     host = Host({}, conf=str(tmp_path / "ipsec.conf"))
     host.version = version
     Path(host.conf).write_text(f"conn a\n\tauto=add\n\t{text}\n")
