@@ -18219,7 +18219,7 @@ class Facts:
         self.timeout = timeout
         self.config = Config(host)
         self.pid = visible_pluto(host) if host.live else None
-        self._addconn: Generator[bytes, None, None] | Failure | None = None
+        self._addconn: Generator[bytes, None, None] | Failure | OSError | None = None
         # Whether the current check has used the configuration, and whether it has used the tunnels.
         self.uses_configuration = self.uses_tunnels = False
 
@@ -18239,20 +18239,22 @@ class Facts:
             return
         argv = [program, "--config", config.name, "--checkconfig"]
         try:
+            check_answers(self.host)
             self._addconn = self.host.stream(argv, timeout=self.timeout)
-        except Failure as failure:
-            self._addconn = failure
+        except (Failure, OSError) as error:
+            self._addconn = error
 
     @once
     def addconn_answer(self) -> tuple[bool | None, list[str]]:
         """Return whether the installed addconn refuses the configuration, and the lines that addconn prints.
 
-        The first value is None if addconn was not started.  Raises Failure if addconn can't be executed, and
-        TimedOut if addconn does not end within the timeout.
+        The first value is None if addconn was not started.  Raises Failure if addconn can't be executed,
+        TimedOut if addconn does not end within the timeout, and OSError if a file system that addconn needs
+        does not answer.
         """
         if self._addconn is None:
             return None, []
-        if isinstance(self._addconn, Failure):
+        if isinstance(self._addconn, Exception):
             raise self._addconn
 
         output, refuses = b"", False
@@ -18269,7 +18271,7 @@ class Facts:
 
     def close(self) -> None:
         """Kill addconn if addconn still runs."""
-        if self._addconn and not isinstance(self._addconn, Failure):
+        if self._addconn and not isinstance(self._addconn, Exception):
             self._addconn.close()
 
     # --- the configuration ----------------------------------------------------------------------------------
@@ -24461,6 +24463,8 @@ class WhackRunner:
         argv = [addconn, *words]
         is_option = words[-1] in ("--checkconfig", "--autoall")
         check_answers(host)
+        if words[-1] != "--checkconfig":
+            host.exists(host.ctlsocket)  # raises TimeoutError if the run directory does not answer
         if host.conf != "-" and (is_option or MOUNTS.that_may_hang()):
             check_includes(Config(host))
         if is_option:

@@ -117,6 +117,9 @@ def test_files_that_addconn_reads_to_resolve_names(gateway: Machine, covered: st
     for words in (["checkconfig"], ["start"], ["add", "a"]):
         ran = behind(gateway, covered, *words)
         assert ran.status == 1 and len(ran.stderr.splitlines()) == 1 and covered in ran.stderr, ran
+    ran = behind(gateway, covered, "verify")
+    assert ran.status in (2, 3) and "internal error" not in ran.stderr
+    assert f"not checked: {covered}" in ran.stdout and "no answer within 5 s" in ran.stdout
 
 
 CERTIFICATE = ("openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x -keyout /key.pem -out /cert.pem 2>/dev/null; "
@@ -171,7 +174,7 @@ def test_the_system_s_own_files(gateway: Machine, covered: str, section: str) ->
 
 
 def test_the_control_socket_s_directory(gateway: Machine) -> None:
-    for words in (["status"], ["verify"]):
+    for words in (["status"], ["verify"], ["add", "a"]):
         ran = behind(gateway, DEAD, "--rundir", DEAD, *words)
         assert ran.status not in (0, 137) and DEAD in ran.stdout + ran.stderr
 
