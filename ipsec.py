@@ -12810,19 +12810,23 @@ def restore_resolv_conf(host: Host) -> None:
 def updown_defaults(host: Host) -> dict[str, str]:
     """Return the variables in /etc/sysconfig/pluto_updown or, without this file, /etc/default/pluto_updown.
 
-    Only lines of the form NAME=value or `export NAME=value` set variables.  libreswan's script would run
-    other lines as shell commands; here they cause a warning, except comments.  Raises OSError if the file
-    can't be read.
+    Only lines of the form NAME=value or `export NAME=value` set variables.  The value is one word of the
+    shell, which can be quoted; a comment can follow.  libreswan's script would run other lines as shell
+    commands; here they cause a warning, except comments.  Raises OSError if the file can't be read.
     """
     names = ("/etc/sysconfig/pluto_updown", "/etc/default/pluto_updown")
     name = next((name for name in names if host.exists(name)), "")
     values: dict[str, str] = {}
-    for line in host.lines(name) if name else ():
-        key, equals, value = line.strip().removeprefix("export ").partition("=")
-        value = value.strip()
-        if equals and key.isidentifier():
-            is_quoted = value[:1] in ("'", '"') and value[-1:] == value[:1]
-            values[key] = value[1:-1] if is_quoted else value
+    if not name:
+        return values
+
+    import re
+    form = re.compile(r"""(?:export\s+)?([A-Za-z_]\w*)=("[^"$`\\]*"|'[^']*'|[^\s"'$`\\;&|<>()]*)(?:\s+#.*)?""")
+    for line in host.lines(name):
+        match = form.fullmatch(line.strip())
+        if match:
+            value = match[2]
+            values[match[1]] = value[1:-1] if value[:1] in ("'", '"') else value
         elif line.strip() and not line.lstrip().startswith("#"):
             host.warn(f"{name}: only NAME=value lines have an effect, not this line: {quote(line.strip())}")
     return values

@@ -103,6 +103,20 @@ def test_the_defaults_are_read_and_never_run(below: Path, capsys: pytest.Capture
     assert "/etc/default/pluto_updown: only NAME=value lines have an effect" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line, value", [
+    ("ROUTE=yes # always", "yes"), (" export  ROUTE='yes'\t# always", "yes"), ('ROUTE="yes"#no', None),
+    ("ROUTE=", ""), ("ROUTE=''", ""), ("ROUTE='a # b'", "a # b"), ("ROUTE=a#b", "a#b"), ("ROUTE=yes no", None),
+    ("ROUTE=yes; id", None), ("ROUTE=$(id)", None), ('ROUTE="$X"', None), ("ROUTE='$X'", "$X"), ("ROUTE='yes", None),
+    ("ROUTE='\"'", '"'), ("1ROUTE=yes", None), ("ROUTE = yes", None), ("#ROUTE=yes", ...)])
+def test_a_default_is_one_word_of_the_shell(line: str, value: str | None, below: Path,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    """The values are those of sh, or the line has no effect and causes a warning (None)."""
+    (below / "etc/default/pluto_updown").write_text(f"{line}\n")
+    expected = {} if value is None or value is ... else {"ROUTE": value}
+    assert ipsec.updown_defaults(updown(below).host) == expected
+    assert ("only NAME=value lines" in capsys.readouterr().err) == (value is None)
+
+
 @pytest.mark.parametrize("env", [{"PLUTO_CONN_ADDRFAMILY": ""}, {"PLUTO_CLIENT_FAMILY": "ipx"}])
 def test_a_family_that_nobody_knows(below: Path, env: dict[str, str]) -> None:
     with pytest.raises(ipsec.Failure, match="unknown address family") as caught:
