@@ -521,7 +521,7 @@ class Replacement:
             raise OSError(error.errno, reason, path) from None
 
     def _open(self) -> None:
-        """Open the file `name` itself if it is a device, a pipe or an open descriptor; otherwise a new file."""
+        """Open the file `name` itself if it is a device, a pipe or an open descriptor.  Otherwise open a new file."""
         import stat
         info, is_descriptor = self.place.info, self.place.is_descriptor
         mode = 0o644 if self.mode is None else self.mode
@@ -1948,7 +1948,7 @@ class Host:
 
     @staticmethod
     def stdout_name() -> str:
-        """Return the path of the file that standard output goes to, or `the report` for a pipe or an unknown file."""
+        """Return the path of the regular file that standard output goes to.  If there is none, return `the report`."""
         link = "/proc/self/fd/1"
         return os.readlink(link) if os.path.isfile(link) else "the report"
 
@@ -2832,9 +2832,9 @@ def is_harmless_word(word: str) -> bool:
     """Return whether a word is an ordinary word, a small number, an address, or a name like `eth0`.
 
     An ordinary word is in MIXED_CASE, or has at most 24 letters: small letters, capitals, or a capital and
-    then small letters.  A name has fewer than 12 letters, and then up to three digits, or up to one after a
-    capital and small letters.  A number has fewer than six digits, unless it contains a full stop.  The characters
-    `-_.:/` do not count.
+    then small letters.  A name has fewer than 12 such letters, and then up to three digits; but after a capital
+    and small letters, only one digit.  A number has fewer than six digits, unless it contains a full stop.  The
+    characters `-_.:/` do not count.
     """
     word = word.strip("\"'()[]{}<>,;!?")
     if word in MIXED_CASE:
@@ -4818,7 +4818,8 @@ def check_includes(config: Config) -> None:
             raise Failure(str(problem), 3)
 
 
-RESOLVER_FILES = ("/etc/nsswitch.conf", "/etc/hosts", "/etc/resolv.conf")  # The C library reads them for addconn.
+# The files that the C library reads when addconn resolves the name of a host
+RESOLVER_FILES = ("/etc/nsswitch.conf", "/etc/hosts", "/etc/resolv.conf")
 
 
 def check_answers(host: Host, name: str = "") -> None:
@@ -6790,7 +6791,8 @@ class LinkText(KernelReader):
             text += " protodown on "
         text += "\n"
 
-        for _, name in each_attribute(more.get(IFLA_PROP_LIST, b"")):  # it has only IFLA_ALT_IFNAME
+        # IFLA_PROP_LIST has only attributes of the type IFLA_ALT_IFNAME
+        for _, name in each_attribute(more.get(IFLA_PROP_LIST, b"")):
             text += f"    altname {text_name(name)}\n"
         return text
 
