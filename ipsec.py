@@ -14832,9 +14832,11 @@ DUMP_RUN = DUMP_START + "{3,}.*"
 # Two or three pairs of hexadecimal digits, as in the last row of a dump.  After the pairs, the line ends, or the
 # same bytes follow as text.
 SHORT_RUN = DUMP_START + r"{1,2}(?: *$|(?:  | \[).*)"
-# Bytes in other forms: with colons, in groups of four or eight digits, or escaped.  The address in the log line of a
-# firewall rule has 14 pairs
-GROUPED_BYTES = (r"(?<!MAC=)(?<![\w.:])(?:(?:[0-9A-Fa-f]{2}:){7,}[0-9A-Fa-f]{2}|(?:[0-9A-Fa-f]{4} ){3,}[0-9A-Fa-f]{2,4}"
+# Bytes in other forms: with colons, in groups of four or eight digits, or escaped.  An address in the log line of a
+# firewall rule or in the output of `ip link` can have as many pairs, and ip-xfrm(8) shows a bitmap in such groups.
+GROUPED_BYTES = (r"(?<!MAC=)(?<!permaddr )(?<!brd )(?<!infiniband )"
+                 r"(?<!\t )(?<!\t [0-9a-f]{8} )(?<![\w.:])(?:(?:[0-9A-Fa-f]{2}:){7,}[0-9A-Fa-f]{2}"
+                 r"|(?:[0-9A-Fa-f]{4} ){3,}[0-9A-Fa-f]{2,4}"
                  r"|(?:[0-9A-Fa-f]{8} ){2,}[0-9A-Fa-f]{2,8})(?![\w.:])"
                  r"|(?:%[0-9A-Fa-f]{2}|\\x[0-9a-f]{2}|\\[0-7]{3}){4,}")
 # Dumped bytes that are not part of a key: a number that the line also shows in decimal, an SPI, and an address.
@@ -14861,7 +14863,7 @@ KERNEL_WORDS = (
 LOG_TIME = (
     r"(?:<\d+>\d* ?)?(?:(?:[A-Z][a-z]{2},? )?(?:\d{4} )?(?:[A-Za-z]{3} [ \d]?\d|\d\d? [A-Z][a-z]{2})(?: \d{4})? "
     r"\d\d:\d\d:\d\d(?:\.\d+)?(?: \d{4}(?= ))?(?: [A-Z]{3,4}(?= ))?|\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d\S*"
-    r"|\[?\d{9,}(?:\.\d+)?\]?)")
+    r"|\[?\d{9,13}\b(?:\.\d+)?\]?)")
 # After the time: host, facility (of busybox), program and PID.  In RFC 5424: host, program, PID, message ID
 LOG_TAG = (r"(?: (?:[^\s\[]*[^\s\[:] )?(?:\w+\.\w+ )?([^\s:\[]+)(?:\[\d+\])?:(?: |$)"
            r"| \S+ ([^\s:\[]+) (?:\d+|-) \S+ (?:- )?)")
@@ -14965,7 +14967,8 @@ PROGRAM_TEXT = rb"[\t\n -~]{5,}(?=\0)"
 PUBLIC_PARTS = (
     r"\"[^\"]*\"(?=\[\d|:| #\d)|'[@%][^']*'|[\"'][^\"']*\b[A-Z]{1,3}=[^\"']*[\"']"
     r"|(?:\bID_\w+:|\b(?:ID[ir]?|certificate)) [\"'][^\"']*[\"']|\b(?:CN|OU?|C|ST|L|E|DC)=[^,\"']+"
-    r"|\b(?:[Uu]ser(?:name)?|interface) \S+|\bVendor ID payload \[[^]]*\]|\[redacted[^]]*\]")
+    r"|\b(?:[Uu]ser(?:name)?|interface) \S+|\bVendor ID payload \[[^]]*\]"
+    r"|(?:sig|pub|ecdsa)key\d?=\S+|\[redacted[^]]*\]")
 MESSAGE_WORD = r"[^\s,;:=()\[\]{}<>\"'|]+"
 # A number in decimal or hexadecimal of up to 64 bits, such as an SPI, and an address
 NUMBER = r"(?=.*\d)[0-9a-f]{1,16}|0x[0-9a-f]{1,16}"
@@ -14977,9 +14980,10 @@ class PlutoWords:
 
     These are the words in pluto's executable, in addconn, in NSS and in the errors of the C library, and the names and
     values in ipsec.conf.  Any other word in pluto's log comes from a human, a script or a peer, so it may be a secret.
+    Without `host` and `config`, no words are known.
     """
 
-    def __init__(self, host: Host, config: Config) -> None:
+    def __init__(self, host: Host | None = None, config: Config | None = None) -> None:
         self._host = host
         self._config = config
         self._words: set[str] = set()
@@ -14989,7 +14993,7 @@ class PlutoWords:
     def masked(self, message: str) -> str:
         """Return a message of pluto with REDACTED for each word that is not known.
 
-        If pluto is not installed here, only words that look like random characters or passwords are masked.
+        If no words are known, only words that look like random characters or passwords are masked.
         """
         import re
         if not self._is_read:
@@ -15006,7 +15010,9 @@ class PlutoWords:
         """Return the known words, in small letters.  The set is empty if pluto's executable can't be read."""
         import re
         found: set[bytes] = set()
-        host = self._host
+        host, config = self._host, self._config
+        if not host or not config:
+            return set()
         try:
             for path in host.glob(*(pattern.format(host.execdir) for pattern in TEXT_SOURCES)):
                 data = b"".join(host.chunks(path, limit=TEXT_LIMIT))
@@ -15016,7 +15022,7 @@ class PlutoWords:
         if b"pluto" not in found:
             return set()
         texts = [HIDDEN_WORDS, *keywords(False), *keywords(True), *(os.strerror(number) for number in range(1, 134))]
-        for section in self._config.sections:
+        for section in config.sections:
             texts.append(section.name)
             for setting in section.settings:
                 if setting.key in keywords(False) and not setting.key.endswith(("updown", "banner")):
@@ -15025,6 +15031,7 @@ class PlutoWords:
 
     def _shown(self, match: re.Match[str]) -> str:
         """Return a part of a message, or REDACTED for a word that is not known."""
+        import re
         word, text = match[0], match.string
         if match[1] is not None:
             return word
@@ -15035,6 +15042,8 @@ class PlutoWords:
             return REDACTED
         if self._verdicts[word] or self._public.search(text, max(0, match.start() - 40), match.start()):
             return word
+        if re.fullmatch("0x[0-9a-f]+", word):
+            return f"0x[redacted {len(word) // 2 - 1} bytes]"
         is_piece = text.startswith((" addconn: ", "addconn: ")) and any(
             known.startswith(word) or known.endswith(word) for known in self._words)
         return word if is_piece else REDACTED  # pluto can cut a word of addconn's output
@@ -15049,6 +15058,8 @@ class PlutoWords:
             return True
         if at and (not head or matches_number(tail)):
             word = head
+        if not self._words and re.search(r"\w[!$&~]\w.*\d|\d.*\w[!$&~]\w", word):
+            return False
         if re.fullmatch(r"[a-z]{2,8}\d{1,3}", word) or (word.startswith("/") and is_harmless_part(word)):
             return True
         shortest = 3 if set(word) & set("0123456789") else 4
@@ -15087,6 +15098,7 @@ class LogFilter:
     def __init__(self, pluto_words: PlutoWords | None = None) -> None:
         import re
         self.pluto_words = pluto_words
+        self.no_words = PlutoWords()
         self.left_out = 0
         self.debug_run = re.compile(f"{DUMP_RUN}|{SHORT_RUN}")
         self.any_run = re.compile(DUMP_RUN)
@@ -15134,7 +15146,7 @@ class LogFilter:
         the name is not found.
         """
         time_match = self.time.match(line)
-        if not time_match:
+        if not time_match or not line[time_match.end():].strip(" 0123456789"):
             tag = self.bare_tag.match(line)
             return (os.path.basename(tag[1]), tag.end()) if tag else ("", 0)
         end = time_match.end()
@@ -15156,7 +15168,7 @@ class LogFilter:
         if program == "systemd":
             if not any(word in message.lower() for word in ("ipsec", "pluto", "libreswan")):
                 return None
-            for mark in ("ignoring: ", "absolute: ", "Environment="):  # a text of a unit file follows
+            for mark in ("ignoring: ", "absolute: ", "Environment=", "Executing: "):  # a text of a unit file follows
                 head, found, _ = message.partition(mark)
                 if found:
                     message = head + mark + REDACTED
@@ -15165,8 +15177,9 @@ class LogFilter:
         if program not in LOGGED_DAEMONS:
             return None
         line = self.without_bytes(line)
-        if self.pluto_words and program in ("pluto", "addconn") and not self.script_output.match(line):
-            line = line[:start] + self.pluto_words.masked(line[start:])
+        words = self.pluto_words if program in ("pluto", "addconn") else self.no_words
+        if words and not self.script_output.match(line):
+            line = line[:start] + words.masked(line[start:])
         return line
 
     def without_bytes(self, line: str) -> str:
@@ -15229,7 +15242,8 @@ class LogFilter:
 class AnyText(LogFilter):
     """Selects and masks the lines of any text: lines of logs, and lines whose form tells what they are.
 
-    The latter are comments, lines of ipsec.conf, of units and of files with settings, and lines of ps(1).
+    The latter are comments, lines of ipsec.conf, of units, of files with settings, of the configurations of rsyslog,
+    syslog-ng and the resolver, and lines of ps(1).
     """
 
     def __init__(self, pluto_words: PlutoWords | None = None) -> None:
@@ -15237,30 +15251,46 @@ class AnyText(LogFilter):
         super().__init__(pluto_words)
         self.in_conf = False  # whether the last line without indentation is a heading of ipsec.conf
         self.is_remark = re.compile(r"\s*(?:[#;]|//)(?!\d+:|!| (?:Generated by|Completed on|Warning:|\[comment))").match
-        self.is_heading = re.compile(r"(?:conn|ca) +\S+(?: +\S+)?$|config +setup\b|conn .*#").match
+        self.is_heading = re.compile(r"(?:conn|ca) +\S+(?: +\S+)?$|config +setup$|(?:conn|config) .*#").match
         self.is_setting = re.compile(r"(?:export )?[A-Z][A-Z0-9_]*=").match
         self.is_directive = re.compile(r"[A-Z][a-z-][\w-]*=").match
-        self.process = re.compile(r"(\s*(?:\S+ +)?\d+ .*?\d:\d\d(?::\d\d)? +)(\S.*)").fullmatch
+        self.is_syslog = re.compile(
+            r"\$[A-Z]\w+ |(?:action|module|input|global|ruleset|template|include)\(|:\w+, *!?\w+,|if \$"
+            r"|[\w,*]+\.[\w*=!]+(?:[;,]\S+)?\s+[-|^~@:/]"
+            r"|(?:source|destination|filter|log|options) *\w* *\{|@define").match
+        self.is_resolver = re.compile(r"(?:nameserver|options|search|domain|sortlist)\s+\S").match
+        self.process = re.compile(
+            r"(\s*(?:(?![-dl][-rwxsStT]{9})[a-z_]\S* +)?\d+ .*?\d:\d\d(?::\d\d)? +)(?!\d+:\d\d)(\S.*)").fullmatch
+        self.remark = re.compile(r"(?<=\s)#(?! handle \d|\d|\[)\s?[^\s\d].*")
 
     def without_program(self, line: str) -> str | None:
-        """Return the line as the report shows lines of its kind, or only without dumped bytes."""
+        """Return the line as the report shows lines of its kind.  In a line of no known kind, mask dumped bytes, words
+        that look like random characters, and a comment."""
         if self.is_remark(line):
             return f"{indent_of(line)}# [comment]"
-        is_indented = line[:1] in (" ", "\t")
-        if not is_indented and line:
+        if line[:1] not in (" ", "\t", ""):
             self.in_conf = bool(self.is_heading(line))
+        show = self.reader_of(line) if line.strip() else None
+        if show:
+            return show(line)
         process = self.process(line)
-        if self.in_conf and line.strip():
-            return shown_conf_line(line)
-        if self.is_directive(line):
-            return shown_unit_line(line)
-        name = line.partition("=")[0]
-        is_of_updown = name.startswith("PLUTO_") and name not in OPTION_VARIABLES
-        if self.is_setting(line) and not is_of_updown:
-            return line if name in RELEASE_KEYS else shown_setting(line)
         if process:
             return process[1] + shown_arguments(process[2].split())
-        return self.without_bytes(line)
+        return self.no_words.masked(self.remark.sub("# [comment]", self.without_bytes(line)))
+
+    def reader_of(self, line: str) -> Callable[[str], str] | None:
+        """Return the function that shows lines of this kind, or None if the kind is not known."""
+        name = line.partition("=")[0]
+        is_of_updown = name.startswith("PLUTO_") and name not in OPTION_VARIABLES
+        if self.in_conf:
+            return shown_conf_line
+        if self.is_directive(line):
+            return shown_unit_line
+        if self.is_setting(line) and not is_of_updown:
+            return shown_release_line if name in RELEASE_KEYS else shown_setting
+        if self.is_syslog(line):
+            return shown_syslog_line
+        return shown_resolver_line if self.is_resolver(line) else None
 
 
 def shown_output(text: str) -> str:
@@ -22051,7 +22081,7 @@ def distribution(report: Report) -> Iterator[str]:
     for name in names:
         show_all = os.path.basename(name) in RELEASE_FILES or report.redactor.show_secrets
         for line in host.lines(name):
-            if not show_all:
+            if not show_all or (line.startswith("#") and not report.redactor.show_secrets):
                 line = shown_release_line(line)
             yield f"{name}: {line}\n"
             if os.path.basename(name) in RELEASE_FILES and not report.redactor.show_secrets:
