@@ -106,9 +106,12 @@ COMPILED_LATE = (
     "look and show", "diagnosis (why)", "tunnels", "metrics", "the summary of barf", "configuration",
     "reload", "NSS", "manual and completion")
 
-# An archive for one or two interpreters has no bytecode for these blocks either.  Only `verify`, `barf`, `man`,
-# `completion`, and commands that say why a connection is down need them.  Compiling them takes about 8 ms.
-COMPILED_LATE_IF_SMALL = ("what the rules do with a packet", "diagnosis")
+# An archive for one or two interpreters has no bytecode for these blocks either.  The first two blocks are for
+# `verify`, `barf`, `man`, `completion`, and commands that say why a connection is down.  The others are for
+# commands that start or stop the service, which take much longer.  Compiling the blocks of a command takes about
+# 8 ms.
+COMPILED_LATE_IF_SMALL = ("what the rules do with a packet", "diagnosis", "init systems", "the direct start and stop",
+                          "setup")
 
 # The version of marshal's format that all interpreters read
 FORMAT = 2

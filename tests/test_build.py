@@ -500,7 +500,7 @@ def test_blocks_without_bytecode_are_those_of_commands_that_can_wait(pyz: Path) 
             assert sorted(titles.values()) == sorted(build.late_titles(build.interpreters()))
             for name in ("status", "up", "down", "start", "_updown", "verify", "checknflog", "whack"):
                 late = {title for number, title in titles.items() if index[name] >> number & 1}
-                assert late <= (set(build.COMPILED_LATE_IF_SMALL) if name == "verify" else set()), name
+                assert late <= (set(build.COMPILED_LATE_IF_SMALL) if name in ("verify", "start") else set()), name
 
 
 def test_the_parts_of_a_block_are_its_text() -> None:
