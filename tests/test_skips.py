@@ -16,6 +16,7 @@ TOP = Path(__file__).resolve().parent.parent
 
 TESTS = """
 import pytest
+from tests.ground import summary
 from tests.ground.host import Unavailable
 
 def test_passes():
@@ -34,7 +35,8 @@ def test_fails():
     assert False
 
 @pytest.fixture
-def rocket():
+def rocket(request):
+    summary.used(request.node, "moon base")
     raise Unavailable("no rocket (buy one)")
 
 def test_flies(rocket):
@@ -92,6 +94,7 @@ def test_elsewhere_one_line_says_what_was_skipped(suite: list[str], start: str, 
     for part in ("2 tests of test_some.py: no moon", "1 test of test_none.py: no sun",
                  "1 test of test_some.py: no rocket (buy one)"):
         assert part in line
+    assert re.search(r"^  moon base +1 skipped$", output, re.M)
     assert status == 0
 
 
