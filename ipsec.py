@@ -14870,8 +14870,7 @@ LOG_TAG = (r"(?: (?:[^\s\[]*[^\s\[:] )?(?:\w+\.\w+ )?([^\s:\[]+)(?:\[\d+\])?:(?:
 
 
 def without_log_prefix(line: str) -> str:
-    """Return a line of a log.  If the line has the log prefix of a firewall rule, the prefix is shown as by
-    shown_remark().
+    """Return a line of a log.  The log prefix of a firewall rule is replaced by shown_remark(PREFIX).
 
     A firewall rule logs the line `TIME HOST kernel: [SECONDS] PREFIX IN=... OUT=...`.  Words before PREFIX
     may be missing.
@@ -16163,7 +16162,7 @@ class RuleWords:
 
     @property
     def next(self) -> str:
-        """The next word, which stays in place.  It is empty if no word is left."""
+        """The next word, or an empty string if no word is left.  The reader does not move."""
         return self.words[self.place] if self else ""
 
     def take(self) -> str:
@@ -16180,7 +16179,7 @@ class RuleWords:
         return True
 
     def rest(self) -> Sequence[str]:
-        """Return the words that are not read yet, without reading them."""
+        """Return the words that are not read yet.  The reader does not move."""
         return self.words[self.place:]
 
 
@@ -18239,7 +18238,10 @@ def once(method: Callable[[Any], Kind]) -> Callable[[Any], Kind]:
 
 
 def few(names: Sequence[str], noun: str = "") -> str:
-    """Return at most five names as a list for a message, each after `noun`, and the number of the others."""
+    """Return the first five names as a list for a message, with `noun` before each name.
+
+    If there are more names, the list ends with their number: `a, b, c, d, e and 3 more`.
+    """
     shown = ", ".join(noun + name for name in names[:5])
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 
