@@ -16278,8 +16278,6 @@ class NftReader:
         self.depth = 0  # the number of open braces
         self.family = self.name = self.chain = ""
         self.dormant = False  # the kernel skips the chains of a dormant table
-        # whether iptables may have made the table: its base chains are in capitals, its rules have counters
-        self.is_iptables = False
         self.table: dict[str, Chain] = {}
         self.sets: dict[str, list[str]] = {}  # The elements of each set or map of the table, as words.
         self.set = ""  # The name of the set or map that is being read.
@@ -16308,7 +16306,6 @@ class NftReader:
             if first == "table":
                 self.family, self.name = words[1:3]
                 self.table, self.sets, self.dormant = {}, {}, False
-                self.is_iptables = self.family in self.wrapped and self.name in IPTABLES_TABLES
         elif self.depth == 1:
             if first == "flags":
                 self.dormant = "dormant" in line
@@ -16323,7 +16320,6 @@ class NftReader:
                 policy = word_after(words, "policy", "accept;").strip(";")
                 kind = "" if words[1] == "filter" else words[1]
                 self.table[self.chain] = Chain(word_after(words, "hook"), kind, policy, self._insert(), [])
-                self.is_iptables = self.is_iptables and self.chain.isupper()
             elif words != ["}"]:
                 self._rule(words)
         elif self.set in self.sets:
@@ -16353,7 +16349,6 @@ class NftReader:
 
     def _rule(self, words: list[str]) -> None:
         """Add the rules of a line to the current chain."""
-        self.is_iptables = self.is_iptables and "counter" in words
         name = self.unnamed[-1] if self.unnamed else self.chain
         current = self.table[name]
         if words[-2:] in (["jump", "{"], ["goto", "{"]):
@@ -16683,16 +16678,18 @@ def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
 def nft_tables(host: Host, text: str, wrapped: Mapping[str, str], timeout: float) -> Iterator[Table]:
     """Yield the tables in `text`, which is the output of `nft list ruleset`.
 
-    A table of iptables comes from iptables-nft-save or ip6tables-nft-save instead, if the program is installed
-    and can read the table.  nft prints some conditions of iptables only by name (`xt match policy`).  nft 0.9.8
-    even leaves out `-m policy --pol none`, and prints `! --dport 500:4500` without the `!`.  Raises Failure if
-    such a program fails.  NftReader explains `wrapped`.
+    A table of xt_tables() comes from iptables-nft-save or ip6tables-nft-save instead, if the program is
+    installed and can read the table.  nft prints some conditions of iptables only by name (`xt match policy`).
+    nft 0.9.8 even leaves out `-m policy --pol none`, and prints `! --dport 500:4500` without the `!`.  Raises
+    Failure if such a program fails, and OSError if the kernel does not list the rules.  NftReader explains
+    `wrapped`.
     """
     saved: dict[str, str] = {}  # the output of the programs, by family
     reader = NftReader(wrapped)
+    made_by_iptables = xt_tables(host) if wrapped else ()
     for family, table in reader.tables(text):
         program = f"{wrapped.get(family)}-save"
-        if reader.is_iptables and host.which(program):
+        if (family, reader.name) in made_by_iptables and host.which(program):
             if family not in saved:
                 ran = host.run([program], timeout=timeout)
                 if ran.status:
@@ -16702,6 +16699,22 @@ def nft_tables(host: Host, text: str, wrapped: Mapping[str, str], timeout: float
                 yield from iptables_tables(saved[family], wrapped[family], [reader.name])
                 continue
         yield family, table
+
+
+def xt_tables(host: Host) -> set[tuple[str, str]]:
+    """Return the family (ip or ip6) and the name of each table of nf_tables with a rule that only iptables makes.
+
+    Such a rule has an expression `match` or `target`.  iptables-nft-save misreads rules of nft, such as those
+    with a set, so other tables must be read with nft.  Raises OSError if the request fails.
+    """
+    found = set()
+    families = {NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6"}
+    marks = [attribute(NFTA_EXPR_NAME, name) for name in ("match", "target")]
+    for buffer, start, end in dump(host, NETLINK_NETFILTER, NFT_MSG_GETRULE, bytes(NFGENMSG_SIZE)):
+        rule = attributes(buffer, start + NFGENMSG_SIZE, end)
+        if buffer[start] in families and any(mark in rule.get(NFTA_RULE_EXPRESSIONS, b"") for mark in marks):
+            found.add((families[buffer[start]], decode(rule[NFTA_RULE_TABLE].rstrip(b"\0"))))
+    return found
 
 
 def filter_programs(host: Host) -> list[list[str]]:

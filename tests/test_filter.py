@@ -355,15 +355,14 @@ def test_the_type_of_an_address() -> None:
     assert [verdict({}, chain, udp(**{"dst-type": kind})) for kind in ("local", "unicast")] == ["accept", "drop"]
 
 
-#: What nft prints of tables of iptables-nft, and of tables of its own
-OF_IPTABLES = """\
+#: What nft prints of two tables with rules of iptables, and of two with rules of its own
+OF_NFT = """\
 table ip filter {
 	chain input {
 		type filter hook input priority filter; policy drop;
-		counter packets 0 bytes 0 jump INPUT
 	}
 	chain INPUT {
-		counter packets 0 bytes 0 accept
+		meta l4proto udp counter packets 0 bytes 0 accept
 	}
 }
 # Warning: table ip nat is managed by iptables-nft, do not touch!
@@ -376,13 +375,12 @@ table ip nat {
 table ip mangle {
 	chain FORWARD {
 		type filter hook forward priority mangle; policy accept;
-		ip saddr 192.0.2.1 accept
+		udp dport { 500, 4500 } counter packets 0 bytes 0 accept
 	}
 }
 table inet nat {
 	chain POSTROUTING {
 		type nat hook postrouting priority srcnat; policy accept;
-		counter packets 0 bytes 0 accept
 	}
 }
 """
@@ -396,7 +394,7 @@ OF_SAVE = """\
 COMMIT
 *mangle
 :FORWARD ACCEPT [0:0]
--A FORWARD -j ACCEPT
+-A FORWARD -p udp -j ACCEPT
 COMMIT
 """
 
@@ -404,7 +402,7 @@ COMMIT
 @pytest.mark.parametrize("rule", ["meta l4proto udp  counter", 'ip protocol udp xt match "policy" counter'])
 @pytest.mark.parametrize("has_save", [True, False])
 def test_tables_of_iptables_are_read_with_iptables(monkeypatch: pytest.MonkeyPatch, rule: str, has_save: bool) -> None:
-    """A table that iptables can't have made, or that iptables-save can't read, comes from nft."""
+    """nft prints the rule of iptables without or with the condition, and iptables-save misreads a set of nft."""
     runs: list[list[str]] = []
 
     def run(argv: list[str], timeout: float) -> SimpleNamespace:
@@ -414,16 +412,29 @@ def test_tables_of_iptables_are_read_with_iptables(monkeypatch: pytest.MonkeyPat
     host = ipsec.Host({})
     monkeypatch.setattr(host, "which", lambda name: f"/usr/sbin/{name}" if has_save else None)
     monkeypatch.setattr(host, "run", run)
-    text = OF_IPTABLES.replace("meta l4proto udp  counter", rule)
+    monkeypatch.setattr(ipsec, "xt_tables", lambda host: {("ip", "filter"), ("ip", "nat")})
+    text = OF_NFT.replace("meta l4proto udp  counter", rule)
     tables = list(ipsec.nft_tables(host, text, {"ip": "iptables-nft"}, 1.0))
     assert [(family, sorted(table)) for family, table in tables] == [
         ("ip", ["INPUT", "input"]), ("ip", ["POSTROUTING", "PREROUTING"] if has_save else ["POSTROUTING"]),
         ("ip", ["FORWARD"]), ("inet", ["POSTROUTING"])]
     assert runs == ([["iptables-nft-save"]] if has_save else [])
-    packet = udp(**{"ipsec-out": "exists ipsec"})
     if has_save:
+        packet = udp(**{"ipsec-out": "exists ipsec"})
         assert verdict(tables[1][1], tables[1][1]["POSTROUTING"], packet) == "accept"
-    assert tables[2][1]["FORWARD"].rules[0][0], "iptables-save drops conditions of nft's own rules"
+    assert tables[2][1]["FORWARD"].rules == [([("proto", "udp", False), ("dport", "500,4500", False)], "accept")]
+
+
+def test_rules_that_only_iptables_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rule(family: int, table: str, *expressions: str) -> tuple[bytes, int, int]:
+        elements = [ipsec.attribute(1, ipsec.attribute(1, name)) for name in expressions]
+        data = bytes([family, 0, 0, 0]) + ipsec.attribute(1, table) + ipsec.attribute(4, *elements)
+        return data, 0, len(data)
+
+    rules = [rule(2, "filter", "counter", "match"), rule(2, "nat", "target"), rule(2, "mangle", "matches", "counter"),
+             rule(10, "raw", "match"), rule(1, "own", "match"), rule(2, "match", "lookup")]
+    monkeypatch.setattr(ipsec, "dump", lambda *words: iter(rules))
+    assert ipsec.xt_tables(ipsec.Host({})) == {("ip", "filter"), ("ip", "nat"), ("ip6", "raw")}
 
 
 def test_a_table_of_nft_without_nft_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,9 @@ BROKEN = {
         "nft add table ip filter; nft 'add chain ip filter input { type filter hook input priority 0; policy drop; }'; "
         "iptables -t nat -A POSTROUTING -m policy --dir out --pol none -j MASQUERADE",
         {"firewall": "FAIL WARN FAIL WARN"}),
+    "nft's own table with the names of iptables": (
+        "nft add table ip filter; nft 'add chain ip filter INPUT { type filter hook input priority 0; policy drop; }'; "
+        "nft 'add rule ip filter INPUT udp dport { 53, 123 } counter accept'", {"firewall": "FAIL WARN FAIL WARN"}),
     "a comparison that decides": (
         f"{NFT_INPUT}{NFT_RULE}udp dport '>=' 500 accept; {NFT_RULE}meta l4proto '{{ esp, icmp }}' accept",
         {"firewall": "SKIP"}),
