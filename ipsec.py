@@ -4843,6 +4843,16 @@ def check_answers(host: Host, name: str = "") -> None:
             raise OSError(errno.ETIMEDOUT, f"no answer within {seconds:g} s from the file system on {mount}", path)
 
 
+def check_configuration(host: Host, name: str = "") -> None:
+    """Raise Failure or OSError if a program of libreswan might never finish reading the configuration.
+
+    `name` means the same as in check_answers().
+    """
+    check_answers(host, name)
+    if (name or host.conf) != "-":
+        check_includes(Config(host, name))
+
+
 # ============================================================================================================
 # 5. Kernel
 #
@@ -13959,6 +13969,17 @@ class Args:
         """
         return self.options.get(name, [default])[-1]
 
+    def file(self, name: str) -> str:
+        """Return the last value of an option that names a file, or "" if the option was not given.
+
+        Raises Failure if the value is empty.
+        """
+        value = self.value(name)
+        if self.flag(name) and not value:
+            raise Failure(f"{name} is empty", USAGE,
+                          "is a shell variable unset? Give a FILE, or leave the option out")
+        return value
+
     def values(self, name: str) -> list[str]:
         """Return all values of an option that may be repeated, or an empty list if it was not given."""
         return self.options.get(name, [])
@@ -22738,7 +22759,7 @@ def barf(host: Host, args: Args) -> int:
             raise Failure("barf: only root can use --show-secrets")
         host.warn("this report shows secrets: do not mail it")
 
-    output = args.value("--output")
+    output = args.file("--output")
     file = OutputFile(host, output) if output else None
     report = write_report(host, args, sections, file)
 
@@ -24512,23 +24533,16 @@ class WhackRunner:
             raise Missing(f"ipsec: loading a connection needs libreswan's addconn, which is not in "
                           f"{host.execdir}", NOT_FOUND, libreswan_hint(host, "set IPSEC_EXECDIR"))
         argv = [addconn, *words]
-        is_option = words[-1] in ("--checkconfig", "--autoall")
-        check_answers(host)
+        check_configuration(host)
         if words[-1] != "--checkconfig":
             host.exists(host.ctlsocket)  # raises TimeoutError if the run directory does not answer
-        if host.conf != "-" and (is_option or MOUNTS.that_may_hang()):
-            check_includes(Config(host))
-        if is_option:
+        if words[-1] in ("--checkconfig", "--autoall"):
             return host.call(argv, timeout=CHECK_TIME if words[-1] == "--checkconfig" else None)
 
-        if host.conf == "-":
+        if host.conf == "-":  # the user may be typing the configuration
             ran = host.run(argv, timeout=None, stdin=0)
         else:
-            try:
-                ran = host.run(argv, timeout=CHECK_TIME)
-            except TimedOut:
-                check_includes(Config(host))
-                raise
+            ran = host.run(argv, timeout=CHECK_TIME)
         self._pass_on(ran)
         return self._load_status(words[-1], ran)
 
@@ -26033,10 +26047,11 @@ def metrics_command(host: Host, args: Args) -> int:
     Raises Failure if the user is not permitted to connect to pluto, OSError if the output can't be written.
     """
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
+    output = args.file("--output")
     state = args.value("--state", os.path.join(os.path.dirname(host.ctlsocket), "metrics.state"))
     text = metrics_text(metric_families(host, parse_seconds(args.value("--timeout", "60")), state))
-    if args.flag("--output"):
-        host.replace(args.value("--output"), text)
+    if output:
+        host.replace(output, text)
     else:
         host.print(text, end="")
     return OK
@@ -28406,7 +28421,8 @@ def run_program(host: Host, program: str, name: str, entry: Command | None, word
     `entry` is the built-in command of the same name, or None.  The program gets --config if ipsec.conf is not
     /etc/ipsec.conf, and --nssdir with the directory that pluto uses.  Each option is added only if the
     built-in command has it and `words` does not.  Raises Failure if --root is used, or if the program can't be
-    executed.  Raises OSError if a file system that the program needs does not answer.
+    executed, or if it might never finish reading the configuration.  Raises OSError if a file system that the
+    program needs does not answer.
     """
     known = options_by_name((entry.options if entry else None) or ())
     given = {word.partition("=")[0] for word in words}
@@ -28418,8 +28434,10 @@ def run_program(host: Host, program: str, name: str, entry: Command | None, word
     if host.root:
         raise Failure(f"ipsec {name}: {host.root} is not a running system, so its programs are not run",
                       USAGE, f"chroot {host.root} ipsec {name}")
-    if MOUNTS.that_may_hang():
-        config = dict(zip(words, words[1:])).get("--config", "")
+    config = dict(zip(words, words[1:])).get("--config", "")
+    if "--config" in known or name == "addconn":
+        load_part("check_configuration")(host, config)
+    elif MOUNTS.that_may_hang():
         load_part("check_answers")(host, config)
     host.exec(program, words, env=script_env(host, program))
 

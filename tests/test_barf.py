@@ -93,6 +93,14 @@ def test_the_last_line_on_a_terminal_sums_up_a_report_that_is_redirected(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("command", ["barf", "metrics"])
+def test_an_empty_name_of_the_output_is_a_usage_error(command: str) -> None:
+    entry = ipsec.COMMANDS[command]
+    with pytest.raises(ipsec.Failure, match="--output is empty") as caught:
+        entry.function(ipsec.Host({}), entry.parse(["--output", ""]))
+    assert caught.value.status == ipsec.USAGE
+
+
 def test_order_is_that_of_the_table_whoever_is_first() -> None:
     ended_first = threading.Event()
 

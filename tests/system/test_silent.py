@@ -81,7 +81,8 @@ def test_addconn_is_not_given_a_file_without_an_end(gateway: Machine, name: str,
     else:
         gateway.run(["ln", "-sf", name, "/etc/ipsec.conf"]).check()
         name = "/etc/ipsec.conf"
-    for words in (["checkconfig"], ["start"]):
+    for words in (["checkconfig"], ["start"], ["add", "a"], ["readwriteconf"],
+                  ["addconn", "--config", "/etc/ipsec.conf", "a"]):
         ran = gateway.run(["timeout", "-s", "KILL", str(BOUND), "python3", PYZ, *words], timeout=BOUND + 30)
         assert ran.status == 3 and name in ran.stderr and len(ran.stderr.splitlines()) == 1, ran
 
