@@ -279,7 +279,7 @@ def test_a_network_namespace_of_its_own_is_not_served_either(systemd: Booted) ->
 
 def test_another_configuration_is_not_the_service_s(systemd: Booted) -> None:
     result = systemd.ipsec("--config", "/root/ipsec.conf", "start").check(2)
-    assert "of its own" in result.stderr and "--init none" in result.stderr
+    assert "its own configuration and directories" in result.stderr and "--init none" in result.stderr
     assert ended(systemd)
 
 
