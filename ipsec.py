@@ -27130,10 +27130,10 @@ BRINGING_UP = tuple(option for option in (*CONNECTION_OPTIONS, *UP_OPTIONS) if o
          summary="start the IKE daemon; with CONN, add and bring up connections",
          options=(*START_OPTIONS, *BRINGING_UP), details=SETUP_DETAILS)
 def start_command(host: Host, args: Args) -> int:
-    """Run `ipsec start` like `ipsec setup start` and return the exit status.
+    """Run `ipsec start` and return the exit status.
 
-    With CONN, also load the connections and bring them up.  Then the status is 0, or the status of the first
-    connection that fails.
+    Without CONN, this is `ipsec setup start`.  With CONN, pluto must be running: load the connections and bring
+    them up.  Then the status is 0, or the status of the first connection that fails.
     """
     if args.operands:
         return pluto_start(host, args)
