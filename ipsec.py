@@ -14983,11 +14983,12 @@ HIDDEN_WORDS = "push veth tnl results ikey rkey idpl sticking trustee trustor tu
 TEXT_SOURCES = ("{}/pluto", "{}/addconn", "/usr/lib*/libnss*3.so", "/usr/lib/*/libnss*3.so")
 PROGRAM_TEXT = rb"[\t\n -~]{5,}(?=\0)"
 # Parts of a message that are shown whatever their words are: the name of a connection before a colon or number,
-# IDs, names in certificates, names of users and interfaces, and masks.  A word is any other run of MESSAGE_WORD
+# IDs, names in certificates, names of users and interfaces, the version of the kernel, and masks.  A word is any
+# other run of MESSAGE_WORD.
 PUBLIC_PARTS = (
     r"\"[^\"]*\"(?=\[\d|:| #\d)|'[@%][^']*'|[\"'][^\"']*\b[A-Z]{1,3}=[^\"']*[\"']"
     r"|(?:\bID_\w+:|\b(?:ID[ir]?|certificate)) [\"'][^\"']*[\"']|\b(?:CN|OU?|C|ST|L|E|DC)=[^,\"']+"
-    r"|\b(?:[Uu]ser(?:name)?|interface) \S+|\bVendor ID payload \[[^]]*\]"
+    r"|\b(?:[Uu]ser(?:name)?|interface) \S+|\bVendor ID payload \[[^]]*\]|\b(?:code on|operating system:) .*"
     r"|(?:sig|pub|ecdsa)key\d?=\S+|\[redacted[^]]*\]")
 MESSAGE_WORD = r"[^\s,;:=()\[\]{}<>\"'|]+"
 # A number in decimal or hexadecimal of up to 64 bits, such as an SPI, and an address

@@ -286,7 +286,7 @@ def words_of_pluto(top: Path) -> ipsec.PlutoWords:
     program.parent.mkdir(parents=True)
     texts = ("initiating IKEv2 connection", "Peer ID is %s: '%s'", "certificate %s failed verification", "xfrm=%s",
              "addconn: ", "adding interface", "secret", "pluto", "AES_CBC", "HMAC_SHA2", "sent IKE_SA_INIT request to",
-             "using auth", "User %s: login")
+             "using auth", "User %s: login", "kernel support code on %s")
     program.write_bytes(b"\x7fELF\0" + b"\0".join(text.encode() for text in texts) + b"\0")
     config = ipsec.Config(ipsec.Host(root=str(top)), "x", text="conn branch\n\tleftid=@west\n\tx-psk=swordfish\n")
     return ipsec.PlutoWords(ipsec.Host(root=str(top)), config)
@@ -299,6 +299,7 @@ def words_of_pluto(top: Path) -> ipsec.PlutoWords:
     ("certificate C=DE, O=Any Company, CN=gw.example.org failed verification", None),
     ("adding interface enp0s31f6 10.0.0.1:500", None), ("User jane: login", None), ("sent to gw.example.org", None),
     ("ESP=>0xfe3f0bdf <0x9f24bc7e xfrm=AES_CBC_256-HMAC_SHA2_512_256", None), ("No such file or directory", None),
+    ("using kernel support code on #1 SMP PREEMPT_DYNAMIC Debian", None),
     ("swordfish", "[redacted]"), ("| secret swordfish", "| secret [redacted]"),
     ("secret: 47110815", "secret: [redacted]"),
     ("using auth Tr0ub4dor&3", "using auth [redacted]"), ('using "Summer44"', 'using "[redacted]"'),
