@@ -14988,7 +14988,8 @@ PROGRAM_TEXT = rb"[\t\n -~]{5,}(?=\0)"
 PUBLIC_PARTS = (
     r"\"[^\"]*\"(?=\[\d|:| #\d)|'[@%][^']*'|[\"'][^\"']*\b[A-Z]{1,3}=[^\"']*[\"']"
     r"|(?:\bID_\w+:|\b(?:ID[ir]?|certificate)) [\"'][^\"']*[\"']|\b(?:CN|OU?|C|ST|L|E|DC)=[^,\"']+"
-    r"|\b(?:[Uu]ser(?:name)?|interface) \S+|\bVendor ID payload \[[^]]*\]|\b(?:code on|operating system:) .*"
+    r"|\b(?:(?:XAUTH)?[Uu]ser(?:name)?[ =]|interface |cert )\S+|"
+    r"\bVendor ID payload \[[^]]*\]|\b(?:code on|operating system:) .*"
     r"|(?:sig|pub|ecdsa)key\d?=\S+|\[redacted[^]]*\]")
 MESSAGE_WORD = r"[^\s,;:=()\[\]{}<>\"'|]+"
 # A number in decimal or hexadecimal of up to 64 bits, such as an SPI, and an address
@@ -15055,6 +15056,8 @@ class PlutoWords:
         import re
         word, text = match[0], match.string
         if match[1] is not None:
+            for name in re.findall(MESSAGE_WORD, word):
+                self._verdicts[name] = True  # the name may be in other messages, too
             return word
         if word not in self._verdicts:
             self._verdicts[word] = self._knows(word)

@@ -311,6 +311,12 @@ def test_only_words_that_pluto_knows_are_shown_of_its_messages(tmp_path: Path, m
         assert list(log.lines([stamp + message])) == [stamp + (message if shown is None else shown)]
 
 
+def test_names_are_shown_in_later_messages_too(tmp_path: Path) -> None:
+    log = ipsec.LogFilter(words_of_pluto(tmp_path))
+    lines = [f"Nov 25 23:00:01: {text}" for text in ('"some" #1: sent', '"other" #1: sent', 'sent "some" to "other"')]
+    assert list(log.lines(lines)) == lines
+
+
 def test_without_pluto_only_words_like_passwords_are_masked(tmp_path: Path) -> None:
     host = ipsec.Host(root=str(tmp_path))
     log = ipsec.LogFilter(ipsec.PlutoWords(host, ipsec.Config(host, "x", text="")))
