@@ -9895,6 +9895,8 @@ class NssDatabase:
         directory = directory or self.host.path(self.directory)
         self.check_modules()
         self.check_answers(directory)
+        if directory == self.host.path(self.directory):
+            self.check_views()
         argv = [program, "-d", f"sql:{directory}", *words]
         built = [int(directory[len(OPEN_FILES):])] if directory.startswith(OPEN_FILES) else []
         opened: list[int] = []
@@ -9926,17 +9928,44 @@ class NssDatabase:
         return ran
 
     def check_answers(self, path: str) -> None:
-        """Raise OSError if a directory does not exist, or if its file system or that of a file in it does not
-        answer.
+        """Check a directory and the files of a database in it, before a tool of NSS reads them.
 
-        A tool would wait forever for a file system that does not answer.
+        Raises OSError if the directory does not exist or its file system does not answer, and Failure if a
+        file can't be read, or if the tool might never finish reading the file: a FIFO, a huge file, or one on
+        a file system that does not answer.
         """
         try:
             self.host.within(path, lambda: os.stat(path), "")
-            for name in NSS_FILES:
-                self.host.exists(f"{path}/{name}")
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.directory) from None
+        for name in NSS_FILES:
+            try:
+                if self.host.exists(f"{path}/{name}"):
+                    next(self.host.chunks(f"{path}/{name}", limit=NSS_MEMORY), b"")
+            except OSError as error:
+                raise self.broken(name, error) from None
+
+    def check_program(self) -> None:
+        """Raise Failure or OSError if a program might never finish reading the database.
+
+        A missing database is no error.
+        """
+        if self.host.exists(self.directory):
+            self.check_answers(self.directory)
+            self.check_views()
+
+    def check_views(self) -> None:
+        """Raise BrokenDatabase if a database file has a view or a trigger, which a tool might never finish."""
+        for name, table in (("key4.db", "nssPrivate"), ("cert9.db", "nssPublic")):
+            if self.has(name) and self.may_be_endless(name):
+                try:
+                    self.rows(name, table, ("a0",))
+                except Missing:
+                    continue
+
+    def may_be_endless(self, name: str) -> bool:
+        """Return whether a database file may have a view or a trigger.  Raises OSError if it can't be read."""
+        return self.contains(name, b"CREATE VIEW ", b"CREATE TRIGGER ")
 
     def is_full(self, directory: str) -> bool:
         """Return True if the file system is writable, but has too little free space for a new database.
@@ -9982,11 +10011,14 @@ class NssDatabase:
         return Failure(f"{self.directory}/{name}: {why.strerror}", NSS_FAILURE, hint)
 
     def check(self) -> None:
-        """Raise Failure if cert9.db or key4.db can't be read, or is not an NSS database.
+        """Raise Failure if cert9.db or key4.db can't be read, or is not an NSS database, and as
+        check_answers() does.
 
         If Python lacks sqlite3, certutil checks the database instead.  If certutil is missing, too, or with
         --root, only the first bytes of the files are checked.
         """
+        if self.host.live:
+            self.check_answers(self.directory)
         for name in NSS_FILES[1:]:
             try:
                 head = next(self.host.chunks(f"{self.directory}/{name}"), b"")[:16]
@@ -21064,7 +21096,7 @@ def file_damage(facts: Facts, base: NssDatabase, name: str) -> str:
     if head[24:28] == head[92:96] and size > facts.host.stat(path).st_size:
         return "is cut short"
     # NSS itself would read an endless view for ever
-    is_checked = facts.needs_database or base.contains(name, b"CREATE VIEW ", b"CREATE TRIGGER ")
+    is_checked = facts.needs_database or base.may_be_endless(name)
     return base.damage(name) if is_checked else ""
 
 
@@ -28443,6 +28475,9 @@ def run_program(host: Host, program: str, name: str, entry: Command | None, word
         load_part("check_configuration")(host, config)
     elif MOUNTS.that_may_hang():
         load_part("check_answers")(host, config)
+    if "--nssdir" in known:
+        values = dict(zip(words, words[1:]))
+        load_part("NssDatabase")(host, values.get("--nssdir", values.get("-d", ""))).check_program()
     host.exec(program, words, env=script_env(host, program))
 
 

@@ -109,6 +109,32 @@ def test_what_is_mounted_on_the_nss_database_itself(gateway: Machine, covered: s
                for line in (ran.stdout + ran.stderr).splitlines()), ran
 
 
+CERTIFICATE = ("openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x -keyout /key.pem -out /cert.pem 2>/dev/null; "
+               "openssl pkcs12 -export -in /cert.pem -inkey /key.pem -name x -passout pass: -out /x.p12; ")
+ENDLESS = ("WITH RECURSIVE more(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM more) "
+           "SELECT n AS id, x'00' AS item1, x'00' AS item2 FROM more")
+
+
+@pytest.mark.parametrize("name, made", [
+    ("pkcs11.txt", "rm {0}; mkfifo {0}"), ("key4.db", "rm {0}; mkfifo {0}"), ("cert9.db", "truncate -s 8G {0}"),
+    ("pkcs11.txt", "truncate -s 8G {0}"), ("key4.db", "python3 /view.py {0}"),
+], ids=["fifo", "fifo-key4", "huge", "huge-pkcs11", "view"])
+def test_files_that_the_tools_of_nss_would_read_for_ever(gateway: Machine, name: str, made: str) -> None:
+    """The file is named at once, also before libreswan's own showhostkey reads it."""
+    file = f"/var/lib/ipsec/nss/{name}"
+    gateway.write("/view.py", "import sqlite3, sys\nbase = sqlite3.connect(sys.argv[1])\n"
+                              f"base.executescript(\"DROP TABLE metaData; CREATE VIEW metaData AS {ENDLESS}\")\n")
+    gateway.ipsec("initnss").check()
+    gateway.run(["sh", "-c", f"{CERTIFICATE} echo >/empty; {made.format(file)}"]).check()
+    for words in (["newhostkey"], ["import", "--password-file", "/empty", "/x.p12"], ["checknss"], ["start"],
+                  ["showhostkey", "--list"]):
+        ran = gateway.ipsec(*words, timeout=30)
+        assert ran.status not in (0, 137) and file in ran.stderr and len(ran.stderr.splitlines()) == 1, ran
+        assert ran.seconds < 20
+    ran = gateway.ipsec("verify", timeout=30)
+    assert ran.seconds < 20 and name in ran.stdout
+
+
 @pytest.mark.parametrize("covered", ["/etc/hosts", "/etc/resolv.conf", "/mnt/dead"])
 def test_files_that_addconn_reads_to_resolve_names(gateway: Machine, covered: str) -> None:
     gateway.write("/etc/ipsec.conf", f"config setup\n\tdnssec-rootkey-file={DEAD}/key\nconn a\n\tleft=192.0.2.1\n"
@@ -123,8 +149,6 @@ def test_files_that_addconn_reads_to_resolve_names(gateway: Machine, covered: st
     assert f"not checked: {covered}" in ran.stdout and "no answer within 5 s" in ran.stdout
 
 
-CERTIFICATE = ("openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x -keyout /key.pem -out /cert.pem 2>/dev/null; "
-               "openssl pkcs12 -export -in /cert.pem -inkey /key.pem -name x -passout pass: -out /x.p12; ")
 KEY = f"python3 {PYZ} --nssdir {DEAD}/nss newhostkey"
 IMPORT = f"{CERTIFICATE} echo >/empty; python3 {PYZ} --nssdir {DEAD}/nss import --password-file /empty /x.p12"
 INIT = f"python3 {PYZ} --nssdir {DEAD}/nss initnss"
