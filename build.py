@@ -91,9 +91,12 @@ INTERPRETER = "/usr/bin/python3 -IS"
 # The archive has bytecode for each of these interpreters that is found on this host
 TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
-# The date of all entries of the archive.  The default is in 1980, because the zip format has no earlier
-# dates.
-EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
+# The date of all entries of the archive, in seconds since 1970.  The zip format has dates from 1980 to 2107, so
+# another date is replaced by the nearest of these.  The default is in 1980.
+DATE = os.environ.get("SOURCE_DATE_EPOCH") or "0"
+if not DATE.isdecimal():
+    sys.exit(f"build.py: SOURCE_DATE_EPOCH={DATE!r} is not a number of seconds")
+EPOCH = min(max(int(DATE), 315532800), 4354819198)
 
 # The sections of ipsec.py that every start runs.  Each (sub)section of the other sections is a block.
 FRONT = (1, 2, 10, 12)
@@ -1184,7 +1187,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 def main() -> None:
     """Run the verb of the command line; the default is `build`.
 
-    Raises SystemExit if the verb fails, if a file can't be read or written, or if the user types Ctrl-C.
+    Raises SystemExit if the verb or a program fails, if a file can't be read or written, or if the user types
+    Ctrl-C.
     """
     verbatim = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=verbatim)
@@ -1194,6 +1198,8 @@ def main() -> None:
     if argv[:1] == ["--for"]:
         argv.insert(0, "build")
     words = parser.parse_args(argv)
+    if words.arguments and words.verb in ("check", "release", "clean"):
+        parser.error(f"{words.verb} has no arguments")
 
     try:
         VERBS[words.verb](words.arguments)
@@ -1202,6 +1208,9 @@ def main() -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):  # such an error has no file name
             reason += f" (below {TOP} or {tempfile.gettempdir()})"
         raise stop(f"{error.filename}: {reason}" if error.filename else reason) from None
+    except subprocess.CalledProcessError as error:  # its error output was printed, or is that of an interpreter
+        reason = (error.stderr or "").strip().rpartition("\n")[2]
+        raise stop(f"{error.cmd[0]} ended with status {error.returncode}{reason and ': '}{reason}") from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

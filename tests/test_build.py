@@ -693,6 +693,38 @@ def test_check_reads_the_project_s_own_files_only(tmp_path: Path, monkeypatch: p
     assert run(program, *ruff[1:], "--isolated", cwd=tmp_path).returncode == 1
 
 
+@pytest.mark.parametrize("given, year", [("", 1980), ("0", 1980), ("1700000000", 2023), ("99999999999", 2107)])
+def test_the_date_of_the_entries_is_one_that_a_zip_file_can_have(given: str, year: int) -> None:
+    script = "import build, time, zipfile; zipfile.ZipInfo('', time.gmtime(build.EPOCH)[:6]); print(build.EPOCH)"
+    result = run(PYTHON, "-c", script, cwd=TOP, env={**os.environ, "SOURCE_DATE_EPOCH": given}, check=True)
+    assert time.gmtime(int(result.stdout)).tm_year == year
+
+
+def test_a_date_that_is_no_number_stops_the_build() -> None:
+    result = run(PYTHON, "build.py", cwd=TOP, env={**os.environ, "SOURCE_DATE_EPOCH": "today"})
+    line = "build.py: SOURCE_DATE_EPOCH='today' is not a number of seconds\n"
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", line)
+
+
+@pytest.mark.parametrize("verb", ["check", "release", "clean"])
+def test_arguments_that_a_verb_does_not_have_are_refused(verb: str) -> None:
+    result = run(PYTHON, "build.py", verb, "word", cwd=TOP)
+    assert result.returncode == 2 and result.stderr.endswith(f"build.py: error: {verb} has no arguments\n")
+
+
+def test_a_program_that_fails_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["sh", "-c", "echo one >&2; echo two >&2; exit 3"]
+
+    def fail(arguments: Sequence[str]) -> None:
+        subprocess.run(words, check=True, stderr=subprocess.PIPE, text=True)
+
+    monkeypatch.setitem(build.VERBS, "clean", fail)
+    monkeypatch.setattr(sys, "argv", ["build.py", "clean"])
+    with pytest.raises(SystemExit) as ended:
+        build.main()
+    assert str(ended.value) == "build.py: sh ended with status 3: two"
+
+
 def test_a_full_disk_is_named_by_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(arguments: Sequence[str]) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
