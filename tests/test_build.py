@@ -201,7 +201,8 @@ def without_bytecode(archive: Path, target: Path, kept: bytes | None = None) -> 
     return target
 
 
-OLD = [path for path in sorted(Path.home().glob(".pyenv/versions/*/bin/python"))
+# A user without an entry in the user database may have no home
+OLD = [path for path in map(Path, sorted(glob.glob(os.path.expanduser("~/.pyenv/versions/*/bin/python"))))
        if path.parts[-3].startswith(("2.7.", "3.6.", "3.7.", "3.8."))]
 
 

@@ -536,6 +536,7 @@ def test_in_the_foreground_pluto_replaces_this_process(gateway: ipsec.Host, tmp_
 def test_pluto_gets_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pluto is started in the directory `/`."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ipsec.Host, "writable", lambda host, name: True)  # by an ordinary user, /var/log is not
     host = ipsec.Host({}, conf="x.conf", rundir="./run", nssdir="sql:nss")
     argv = ipsec.Direct(host, dry=False)._argv(foreground=False)
     assert argv[1:] == ["--config", f"{tmp_path}/x.conf", "--nofork", "--rundir", f"{tmp_path}/run",
