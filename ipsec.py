@@ -16790,17 +16790,24 @@ def filter_programs(host: Host) -> list[list[str]]:
         others = [name for family, name in known if family == NFPROTO_INET or name not in IPTABLES_TABLES]
         if others:
             raise Missing(f"nft is needed to read the table {quote(others[0])}, but nft is not installed")
-        programs += [["iptables-save"], ["ip6tables-save"]]
+        programs += [[save_program(host, family, "nft")] for family in ("ip", "ip6")]
 
     if not host.isdir("/proc/self"):
         raise Missing("/proc is needed to find the rules of iptables-legacy, but /proc is not mounted")
     for family in ("ip", "ip6"):
         names = f"/proc/net/{family}_tables_names"  # only root is permitted to read this file
         if host.exists(names) and host.read(names):
-            legacy = f"{family}tables-legacy-save"
-            program = legacy if host.which(legacy) else f"{family}tables-save"
-            programs.append([program])
+            programs.append([save_program(host, family, "legacy")])
     return programs
+
+
+def save_program(host: Host, family: str, kind: str) -> str:
+    """Return the program that prints the tables of iptables of this kind, `nft` or `legacy`.
+
+    `family` is ip or ip6.  A host with only one kind may have only the program without the kind in its name.
+    """
+    program = f"{family}tables-{kind}-save"
+    return program if host.which(program) else f"{family}tables-save"
 
 
 def nf_tables_names(host: Host) -> set[tuple[int, str]]:

@@ -130,6 +130,9 @@ BROKEN = {
     "nft's rules without nft": (f"{NFT_INPUT}rm /usr/sbin/nft", {"firewall": "SKIP", "forward_rules": "SKIP",
                                                                  "nat": "SKIP"}),
     "iptables' rules without nft": ("iptables -P INPUT DROP; rm /usr/sbin/nft", {"firewall": "FAIL WARN FAIL WARN"}),
+    "iptables' rules without nft, and the other iptables": (
+        "iptables-nft -P INPUT DROP; ln -sf iptables-legacy-save /usr/sbin/iptables-save; rm /usr/sbin/nft",
+        {"firewall": "FAIL WARN FAIL WARN"}),
     "firewalld": (FIREWALLD, {"firewall": "WARN WARN WARN"}),
     "no forwarded packets": ("iptables -P FORWARD DROP", {"forward_rules": "FAIL FAIL"}),
     "forwarded packets one way": ("iptables -A FORWARD -i eth1 -j ACCEPT; iptables -A FORWARD -d 10.1.0.0/16 -j DROP",
