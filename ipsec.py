@@ -14981,7 +14981,7 @@ def joined_pieces(lines: Iterable[str]) -> Iterator[str]:
         is_next = False
         if len(whole) > LONGEST_MESSAGE:
             before = None
-        if before and before[2][:4] == piece[2][:4]:  # both are of addconn, or both are of a command
+        if before and before[2][:4] == piece[2][:4]:  # both pieces are of addconn, or of a command
             if offset:
                 is_next = offset != "0"
             elif is_cut(before[4]):
@@ -15024,7 +15024,7 @@ PUBLIC_PARTS = (
     r"\bVendor ID payload \[[^]]*\]|\b(?:code on|operating system:) .*"
     r"|(?:sig|pub|ecdsa)key\d?=\S+|\[redacted[^]]*\]")
 MESSAGE_WORD = r"[^\s,;:=()\[\]{}<>\"'|]+"
-# A number in decimal or hexadecimal of up to 64 bits, such as an SPI, and an address
+# Patterns: a number of up to 64 bits in decimal or hexadecimal, such as an SPI; an address or the name of a host
 NUMBER = r"(?=.*\d)[0-9a-f]{1,16}|0x[0-9a-f]{1,16}"
 HOST = r"[0-9a-fA-F.:/]*[.:][0-9a-fA-F.:/-]*|[\w-]+(?:\.[\w-]+)+"
 
@@ -15147,8 +15147,8 @@ class PlutoWords:
 class LogFilter:
     """Selects the lines of a log that are about IPsec, and masks dumped bytes in these lines.
 
-    With a `pluto_words`, words of pluto's messages that are not known are masked too.  `left_out` counts the lines that
-    are not selected.
+    With `pluto_words`, unknown words in messages of pluto are masked too.  `left_out` counts the lines that are
+    not selected.
     """
 
     def __init__(self, pluto_words: PlutoWords | None = None) -> None:
@@ -15176,8 +15176,8 @@ class LogFilter:
         """Yield the selected lines as a report shows them.
 
         With `shared`, other programs write to the log too, so lines without the name of a program are left out.
-        Without `shared`, such lines count as lines of pluto, because pluto's own log file (logfile=) has only
-        lines without the name of a program.
+        Without `shared`, such lines are passed to without_program(), because pluto's own log file (logfile=)
+        has only lines without the name of a program.
         """
         for line in joined_pieces(lines):
             program, start = self.program_of(line)
@@ -15192,7 +15192,7 @@ class LogFilter:
                 yield shown
 
     def without_program(self, line: str) -> str | None:
-        """Return a line without a time and the name of a program as a report shows it."""
+        """Return the shown text for a line that has no time and no name of a program: a line of pluto."""
         return self.shown(line, "pluto", 0)
 
     def program_of(self, line: str) -> tuple[str, int]:
@@ -15296,10 +15296,10 @@ class LogFilter:
 
 
 class AnyText(LogFilter):
-    """Selects and masks the lines of any text: lines of logs, and lines whose form tells what they are.
+    """Selects and masks the lines of any text: lines of logs, and lines of other known forms.
 
-    The latter are comments, lines of ipsec.conf, of units, of files with settings, of the configurations of rsyslog,
-    syslog-ng and the resolver, and lines of ps(1).
+    These forms are comments, and the lines of ipsec.conf, of systemd units, of files with settings, of the
+    configurations of rsyslog, syslog-ng and the resolver, and of ps(1).
     """
 
     def __init__(self, pluto_words: PlutoWords | None = None) -> None:
@@ -16326,8 +16326,8 @@ class NftReader:
     """Parses the output of `nft list ruleset`.
 
     `wrapped` maps an IP family to the iptables program that stores the rules of this family in nf_tables.  A
-    rule in a chain of iptables must be added with this program: iptables can't read a rule that nft adds to
-    such a chain, so iptables-save would lose the rule.
+    rule in a chain of iptables must be added with this program: iptables misreads some rules that nft adds to
+    such a chain, so iptables-save would lose or change the rules.
     """
 
     def __init__(self, wrapped: Mapping[str, str]) -> None:
