@@ -4823,15 +4823,19 @@ RESOLVER_FILES = ("/etc/nsswitch.conf", "/etc/hosts", "/etc/resolv.conf")
 
 
 def check_answers(host: Host, name: str = "") -> None:
-    """Raise TimeoutError if a file system that a program of libreswan needs does not answer.
+    """Raise OSError if a file system that a program of libreswan needs does not answer, or if a file is a FIFO.
 
     Without this check, the program would wait for ever.  This function accesses the NSS database and the
     configuration, which is the file `name` (default the host's ipsec.conf) with the files that it includes.
     If the configuration is on standard input, it is not read.  The files from which addconn learns how to
     resolve names are accessed, too.  A file system that failed to answer earlier in this process counts, too.
     """
+    import stat
+    for path in RESOLVER_FILES:
+        if host.exists(path) and stat.S_ISFIFO(host.stat(path).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
     if MOUNTS.that_may_hang():
-        directory, paths = host.given_nssdir, [*RESOLVER_FILES]
+        directory, paths = host.given_nssdir, [""]
         if (name or host.conf) != "-":
             config = Config(host, name)
             directory = directory or config.setup("nssdir").removeprefix("sql:")

@@ -111,6 +111,14 @@ def test_what_is_mounted_on_the_nss_database_itself(gateway: Machine, covered: s
 
 CERTIFICATE = ("openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x -keyout /key.pem -out /cert.pem 2>/dev/null; "
                "openssl pkcs12 -export -in /cert.pem -inkey /key.pem -name x -passout pass: -out /x.p12; ")
+@pytest.mark.parametrize("name", ["/etc/hosts", "/etc/resolv.conf"])
+def test_fifos_that_addconn_would_read_to_resolve_names(gateway: Machine, name: str) -> None:
+    gateway.run(["sh", "-c", f"rm -f {name}; mkfifo {name}"]).check()
+    for words in (["checkconfig"], ["start"], ["add", "a"], ["readwriteconf"]):
+        ran = gateway.ipsec(*words, timeout=30)
+        assert (ran.status, ran.stderr) == (1, f"ipsec: {name}: not a regular file\n")
+
+
 ENDLESS = ("WITH RECURSIVE more(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM more) "
            "SELECT n AS id, x'00' AS item1, x'00' AS item2 FROM more")
 
