@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -35,10 +36,12 @@ if os.geteuid() == 0:  # root runs no programs from a directory below /tmp
 TOP = Path(__file__).resolve().parent.parent
 
 
-def commit_of(archive: Path) -> str:
-    """Return the line of an ipsec.pyz that says from which commit it is."""
+def is_of_this_checkout(archive: Path) -> bool:
+    """Return whether an ipsec.pyz is of the checkout's commit and has bytecode for the interpreters found here."""
     with zipfile.ZipFile(archive) as packed:
-        return packed.read("about.txt").decode().splitlines()[0]
+        commit = packed.read("about.txt").decode().splitlines()[0]
+        tags = set(re.findall(r"^bytecode/(cpython-\d+)\.front$", "\n".join(packed.namelist()), re.M))
+    return commit == build.commit_line() and tags == set(map(build.tag_of, build.interpreters()))
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +55,7 @@ def pyz() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         vendored = (path for path in (TOP / "vendor").rglob("*") if path.is_file())
         sources = [TOP / "ipsec.py", TOP / "build.py", *(TOP / "man").iterdir(), *vendored]
-        if not archive.exists() or commit_of(archive) != build.commit_line() or any(
+        if not archive.exists() or not is_of_this_checkout(archive) or any(
                 path.stat().st_mtime > archive.stat().st_mtime for path in sources):
             subprocess.run([sys.executable, str(TOP / "build.py")], cwd=TOP, check=True, stdin=subprocess.DEVNULL)
     return archive

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import resource
 import signal
 import subprocess
@@ -195,3 +196,19 @@ def test_signals_reach_programs_of_the_tests() -> None:
         process = subprocess.Popen(["sleep", "1000"])
         process.send_signal(number)
         assert process.wait(60) == -number
+
+
+def test_root_keeps_nothing_in_the_home_of_another_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """sudo can keep HOME. Below a directory that another user can change, root would run none of the programs."""
+    alice = tmp_path / "alice"
+    alice.mkdir()
+    if os.geteuid() == 0:
+        os.chown(alice, 1000, 1000)
+    root = pwd.struct_passwd(("root", "x", 0, 0, "", str(tmp_path / "root"), "/bin/sh"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(alice))
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: root)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert host.cache() == tmp_path / "root/.cache/ipsec-tests"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert host.cache() == alice / ".cache/ipsec-tests"

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import pwd
 import subprocess
 import tempfile
 import threading
@@ -191,9 +192,14 @@ def missing() -> str | None:
 
 
 def cache() -> Path:
-    """Return the directory in which the ground keeps all that can be kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    directory = Path(base) / "ipsec-tests"
+    """Return the directory in which the ground keeps all that can be kept.
+
+    Root runs no programs from the home of another user, which $HOME is if sudo keeps the variable.
+    """
+    home = os.path.expanduser("~")
+    if os.geteuid() == 0 and os.stat(home).st_uid != 0:
+        home = pwd.getpwuid(0).pw_dir
+    directory = Path(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache", "ipsec-tests")
     (directory / "mnt").mkdir(parents=True, exist_ok=True)
     return directory
 
