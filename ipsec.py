@@ -2754,6 +2754,7 @@ SECRET_PLACES = (
     # options of a command line: the value ends at the next option
     ((*_NAME_HINTS, "passin", "passout"),
      rf"((?<![\w-])--?(?:{_SECRET_NAME}|passin|passout)(?:=|[ \t]+))(?:{_QUOTED}|(?:(?![ \t]-)[^\n])+)"),
+    (("token",), r"((?<![\w-])--?[\w-]*token(?:=|[ \t]+))[^\s\"\']+?(?=:?(?:$|[\s\"\']))"),
     # passwords of sshpass, curl and HTTP, and lines of nsspassword
     (("sshpass",), r"(\bsshpass[ \t]+-p[ \t]*)\S+"),
     (("curl",), r"(\bcurl\b[^\n]*?[ \t](?:-u|--user)[ \t=]*[^\s:]+:)\S+"),
@@ -14633,6 +14634,9 @@ def shown_arguments(words: Sequence[str]) -> str:
     """
     if not words:
         return ""
+    is_shown = len(words) == 3 and words[1][:1] == "(" and words[1][1:].isdecimal() and words[2].startswith("argument")
+    if is_shown:
+        return " ".join(words[:2]) + f" {count_text(int(words[1][1:]), 'argument').partition(' ')[2]})"
     place = program_place(words)
     if place < 0:
         name, equals, _ = words[0].partition("=")  # NAME=VALUE before a command is a variable of a shell

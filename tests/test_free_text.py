@@ -32,7 +32,7 @@ def test_no_canary_leaves(pyz: Path, tmp_path: Path, own_log: bool) -> None:
     ("/usr/bin/curl -u a:b ipsec", "/usr/bin/curl (3 arguments)"), ("vi", "vi (0 arguments)"),
     ("sh -c ipsec", "sh (2 arguments)"), ("grep ipsec", "grep (1 argument)"),
     ("whack --name=a x --name b x", "whack --name=a [redacted] --name b [redacted]"),
-    ("pluto --nofork x", "pluto --nofork [redacted]"),
+    ("pluto --nofork x", "pluto --nofork [redacted]"), ("sh (38 arguments)", None), ("sh (1 argument)", None),
 ])
 def test_arguments_of_programs(words: str, shown: str | None) -> None:
     assert ipsec.shown_arguments(words.split()) == (words if shown is None else shown)
