@@ -358,7 +358,7 @@ def test_bytes_in_every_form_are_masked(data: str) -> None:
      ["10.1.0.0/24 # [comment]", "x [redacted]", "Fri Nov 27 11:52:36 UTC 2026", "config setup options:"]),
     (["\t 00000000 00000000 00000000 00000003", "max_bytes: 2^63B; x: 100%", "000000006056f922 t netif_rx"], None),
     (["    link/tunnel6 :: brd :: permaddr 9e:7f:6e:5d:d5:40:00:00:00:00:00:00"], None),
-    (["drwxr-xr-x 3 0 0 40 2026-11-27 11:41 6.1"], None),
+    (["drwxr-xr-x 3 0 0 40 2026-11-27 11:41 6.1", "CN=gw, O=Any", "IN=eth0 OUT= PROTO=ESP", "gw.a /x"], None),
 ])
 def test_redact_knows_lines_by_their_form(lines: list[str], shown: list[str] | None) -> None:
     assert list(ipsec.AnyText().lines(lines)) == (lines if shown is None else shown)
