@@ -3807,13 +3807,11 @@ def lexed_bool(value: str) -> str:
 
     Blanks and `"` may follow the word.  The lexer of libreswan before 5.0 skips the characters before it.
     """
-    for place in range(len(value)):
-        words = [word for word in _BOOL if value.startswith(word, place)]
-        if words:
-            longest = max(words, key=len)
-            rest = value[place + len(longest):].strip(' "')
-            return "" if rest else longest
-    return ""
+    found = [(value.index(word), -len(word), word) for word in _BOOL if word in value]
+    if not found:
+        return ""
+    place, _, longest = min(found)
+    return "" if value[place + len(longest):].strip(' "') else longest
 
 
 def read_words(kind: str, value: str, bare: bool, release: tuple[int, ...] | None) -> Reading:
@@ -9025,7 +9023,7 @@ class StatusReader:
 
         for connection in self._family:
             self._keep("connections", connection)
-        self._family = []
+        self._family, self._detail_head = [], "\0"
 
     @staticmethod
     def _describe_instances(template: dict[str, Any], instances: Sequence[Mapping[str, Any]]) -> None:
@@ -9434,7 +9432,8 @@ class StatusReader:
         for word in text.split():
             protocol, dot, place = word.partition(".")
             spi, at, address = place.partition("@")
-            if dot and at and protocol in ("esp", "ah", "comp"):
+            is_spi = 0 < len(spi) <= 8 and HEX_DIGITS.issuperset(spi)
+            if dot and at and is_spi and protocol in ("esp", "ah", "comp"):
                 is_inbound = any(other["protocol"] == protocol for other in spis)
                 spis.append({"protocol": protocol, "direction": "in" if is_inbound else "out",
                              "spi": f"0x{spi}", "address": address})

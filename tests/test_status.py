@@ -267,3 +267,21 @@ def test_values_of_new_options() -> None:
     connection, = ipsec.StatusReader().read(lines)["connections"]
     assert connection["options"]["banner"] == "Hello; all: welcome, a=b"
     assert ipsec.StatusReader().read(["=what, no key"])["unparsed"] == ["=what, no key"]
+
+
+@pytest.mark.parametrize("spi", ["", "%", "f57706b00x", "123456789", "²"])
+def test_a_garbled_spi_is_left_out(spi: str) -> None:
+    lines = ['#2: "c":500 STATE_V2_ESTABLISHED_CHILD_SA (established Child SA); REPLACE in 60s; IKE SA #1; idle;',
+             f'#2: "c" esp.{spi}@192.0.2.2 esp.2234abcd@192.0.2.1 Traffic: ESPin=0B ESPout=0B']
+    (state,) = ipsec.StatusReader().read(lines)["states"]
+    assert [entry["spi"] for entry in state["spis"]] == ["0x2234abcd"]
+
+
+def test_details_of_a_connection_after_its_end_are_unparsed() -> None:
+    """A garbled first line of the next connection ends this one."""
+    first = '"c": 192.0.2.1...192.0.2.2; unrouted; eroute owner: #0'
+    detail = '"c":   oriented; my_ip=unset; their_ip=unset;'
+    reader = ipsec.StatusReader()
+    assert reader.read([first, detail])["unparsed"] == []
+    reader.finish()
+    assert reader.read([detail])["unparsed"] == [detail]
