@@ -419,12 +419,15 @@ def find_pip() -> tuple[str, str]:
 def apt_install(package: str, reason: str) -> None:
     """Print the reason, then install a Debian package without questions.  Raises SystemExit if that fails."""
     say(f"installing the package {package} with apt-get, {reason}")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+    cause = ""  # without a network, `apt-get update` succeeds and prints why it fetched nothing
     for words in (["update"], ["-y", "--no-install-recommends", "install", package]):
         result = subprocess.run(["apt-get", "-q", *words], env=environment, stdin=subprocess.DEVNULL,
                                 capture_output=True, text=True, check=False)
         if result.returncode:
-            raise stop(f"can't install {package}: apt-get: {reason_of(result)}")
+            raise stop(f"can't install {package}: apt-get: {reason_of(result)}{cause}")
+        failures = re.findall(r"^W: Failed to fetch \S+ +(.*)", result.stderr, re.M)
+        cause = f" ({failures[-1]})" if failures else ""
 
 
 # --- bytecode -----------------------------------------------------------------------------------------------

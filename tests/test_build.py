@@ -860,12 +860,14 @@ def test_root_is_told_before_a_package_is_installed(bare: Path, monkeypatch: pyt
     (bare / "apt-get").write_text(f"""#!/bin/sh
 echo "$*" >>{bare}/log
 [ "$2" = update ] || {{ echo E: none >&2; exit 100; }}
+echo "W: Failed to fetch http://mirror.invalid/InRelease  Temporary failure resolving 'mirror.invalid'" >&2
 """)
     (bare / "apt-get").chmod(0o755)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(SystemExit) as ending:
         build.find_pip()
-    assert str(ending.value) == "build.py: can't install python3-venv: apt-get: E: none"
+    cause = "Temporary failure resolving 'mirror.invalid'"
+    assert str(ending.value) == f"build.py: can't install python3-venv: apt-get: E: none ({cause})"
     assert capsys.readouterr().out == ("installing the package python3-venv with apt-get, to fetch the packages of "
                                        "vendor/*.txt; no Python on this host has both venv and pip\n")
     assert (bare / "log").read_text() == "-q update\n-q -y --no-install-recommends install python3-venv\n"
