@@ -14714,7 +14714,8 @@ def shown_conf_line(line: str) -> str:
         return f"{indent}{shown_name(key, LOWER + '-_')}={LEFT_OUT}"
     text = split_value(value)[0] if value else ""
     if keyword.endswith(("updown", "updown-config")):
-        text = shown_arguments(text.split())
+        words = text.split()
+        text = text if len(words) == 1 and "=" not in text else shown_arguments(words)
     elif keyword == "modecfgbanner":
         text = LEFT_OUT
 

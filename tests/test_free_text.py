@@ -46,7 +46,8 @@ def test_arguments_of_programs(words: str, shown: str | None) -> None:
     ("\tgarbage", "\t[redacted]"),
     ('\tleftupdown="ipsec _updown --route yes --x y"',
      '\tleftupdown="ipsec _updown --route yes -[redacted] [redacted]"'),
-    ("\tleftupdown=/usr/bin/x", "\tleftupdown=/usr/bin/x (0 arguments)"), ("\tauto=start", None),
+    ("\tleftupdown=/usr/bin/x", None), ("\tleftupdown=A=b", "\tleftupdown=A=[redacted] (0 arguments)"),
+    ("\tauto=start", None),
     ("\tmodecfgbanner=hello", "\tmodecfgbanner=[redacted]"), ("\talso=b", None),
 ])
 def test_lines_of_ipsec_conf(line: str, shown: str | None) -> None:
