@@ -123,8 +123,8 @@ FORMAT = 2
 WINDOW = 32768
 
 # In an archive for more than two interpreters, a block is divided into parts of about this number of bytes of
-# source.  Each part is compressed separately with a dictionary, because zlib finds no text that is more than
-# 32 KiB before the current position.
+# source.  Each part is compressed separately, with the dictionary that compressed() describes.  zlib finds only
+# text in the last 32 KiB, so the later code of a long block would not profit from the dictionary.
 PART = 12000
 
 # The archive's __main__.py.  Every start compiles it, so it is short.  Python 2.7 must be able to parse it.

@@ -8531,7 +8531,7 @@ STATUS_HEADINGS = (
     "config setup options:", "Kernel algorithms supported:", "IKE algorithms supported:",
     "ESP algorithms supported:", "Connection list:", "Bare Shunt list:", "PID  Process",
     "current.states.enumerate", "State list:", "it is now: ", "It is now: ")
-# Each line of a reply to --listevents begins with one of these texts
+# A line of a reply to --listevents that describes an event begins with one of these texts
 EVENT_HEADS = ("event ", "global periodic timer ", "global one-shot timer ", "signal event handler ")
 # The options of a connection that pluto prints as a word without a value
 STATUS_FLAGS = frozenset(("oriented", "unoriented", "ipcomp"))
@@ -10097,8 +10097,8 @@ class NssDatabase:
                                    "if this host is busy, try again; if not, restore the file from a "
                                    "backup") from None
             raise Failure(f"{self.directory}/{name}: {error}", NSS_FAILURE,
-                          "if another program is changing the database, try again; if one was killed during a "
-                          f"change, run certutil -L -d sql:{self.directory}") from None
+                          "if another program is changing the database, try again; if a program was killed during a "
+                          f"change, run certutil -L -X -d sql:{self.directory}") from None
         except sqlite.Error as error:
             raise self.broken(name, error) from None
 
@@ -10698,7 +10698,7 @@ def copy_database(host: Host, source: str, target: str) -> None:
             continue
         if os.path.exists(f"{old}-journal"):
             raise Failure(f"{old}: another program is changing it, or was killed during a change",
-                          NSS_FAILURE, f"run: certutil -L -d sql:{source}")
+                          NSS_FAILURE, f"run: certutil -L -X -d sql:{source}")
         fd = os.open(new, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
         try:
             with open(old, "rb") as stream:
@@ -12448,8 +12448,10 @@ class Updown:
                            ESP_TABLE, ESP_RULE_PRIORITY)
 
     def _is_route_wanted(self, action: str) -> bool:
-        """Return whether the connection needs a route to the peer's client network, to be added or
-        removed."""
+        """Return whether _route() must do `action` with the route to the peer's client network.
+
+        Print a message if the route goes through an XFRM interface, but both client networks are equal.
+        """
         through_xfrmi = self.get("PLUTO_XFRMI_ROUTE")
         same = self.get("PLUTO_PEER_CLIENT") == self.get("PLUTO_MY_CLIENT")
         if through_xfrmi == "yes" and same:
@@ -15017,8 +15019,9 @@ def is_cut(text: str) -> bool:
     return text.count('"') % 2 > 0 or text.startswith('"/') or "ERROR ".startswith(text)
 
 
-# The files whose texts make up pluto's messages, and the pattern of such a text.  HIDDEN_WORDS are words that compilers
-# put into the code, not among the texts, and kinds of interfaces
+# TEXT_SOURCES are the files that contain the texts of pluto's messages, and PROGRAM_TEXT matches one such text.
+# HIDDEN_WORDS are words of messages that PROGRAM_TEXT does not find: short words that compilers put into the machine
+# code, and kinds of network interfaces.
 HIDDEN_WORDS = "push veth tnl results ikey rkey idpl sticking trustee trustor tunnelrule"
 TEXT_SOURCES = ("{}/pluto", "{}/addconn", "/usr/lib*/libnss*3.so", "/usr/lib/*/libnss*3.so")
 PROGRAM_TEXT = rb"[\t\n -~]{5,}(?=\0)"
@@ -16018,7 +16021,7 @@ def program_output(*argv: str, hint: str = "") -> SectionBody:
 
 
 def resolved(name: str) -> tuple[str, list[str]]:
-    """Ask the resolver for a host name, as hostname(1) does, and return the full name and the addresses.
+    """Look up the host name `name`, as hostname(1) does, and return the full name and the addresses.
 
     Raises Missing if the resolver returns no address, for example because the name does not exist.
     """
@@ -24627,15 +24630,15 @@ class WhackRunner:
             host.warn(f"add: pluto refuses connection {quote(name)}; pluto's log gives the reason: "
                       "ipsec barf --section plog")
         elif ran.status == OK and ": added " not in output:
-            return self._silent_load_status(name)
+            return self._unconfirmed_load_status(name)
         return ran.status
 
-    def _silent_load_status(self, name: str) -> int:
-        """Return the exit status of a load for which addconn printed nothing and exited with 0.
+    def _unconfirmed_load_status(self, name: str) -> int:
+        """Return the exit status of a load for which addconn exited with 0 without printing `: added`.
 
-        Up to 4.15, addconn ends in this way if it has loaded the connection, and also if it has sent pluto no
-        connection.  Return OK if pluto has the connection, NO_PLUTO if pluto does not answer, and otherwise
-        ERROR.  `name` is the name of the connection or its alias.
+        Up to 4.15, addconn never prints `: added`.  It exits with 0 if it has loaded the connection, and also if
+        it has sent pluto no connection.  Return OK if pluto has the connection, NO_PLUTO if pluto does not
+        answer, and otherwise ERROR.  `name` is the name of the connection or its alias.
         """
         host = self.host
         if self.compiled:  # this request is cheaper than the status, but does not know parts such as name/1x0

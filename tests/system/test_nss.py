@@ -526,6 +526,20 @@ def test_immutable(base: Machine) -> None:
     assert content(base) == before
 
 
+def test_the_command_that_is_named_removes_a_journal_that_a_killed_program_left(base: Machine) -> None:
+    script = ("import os, sqlite3; c = sqlite3.connect(os.sys.argv[1], isolation_level=None); "
+              "c.execute('PRAGMA cache_size = 1'); c.execute('BEGIN'); c.execute('CREATE TABLE x (y)'); "
+              "c.execute('INSERT INTO x VALUES (zeroblob(100000))'); os._exit(0)")
+    base.run(["python3", "-c", script, f"{DB}/cert9.db"]).check()
+    assert base.path(f"{DB}/cert9.db-journal").exists()
+    broken = base.ipsec("nsslist")
+    assert broken.status == 4 and broken.stderr.count("\n") == 1
+    command = broken.stderr.rpartition(" run ")[2].strip(" ()\n").split()
+    assert command[0] == "certutil"
+    base.run(command).check()
+    assert not base.path(f"{DB}/cert9.db-journal").exists() and base.ipsec("nsslist").status == 0
+
+
 def test_without_sqlite(base: Machine) -> None:
     """Where Python lacks sqlite3, certutil is asked, certificate by certificate."""
     cases = {"Ünï  cöde": ("", "CT,,"), "N" * 70: (",C,", "CT,C,"), "trap": ("", ",,"), "no": ("p,,", "p,,")}
