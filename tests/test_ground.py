@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,3 +213,16 @@ def test_root_keeps_nothing_in_the_home_of_another_user(monkeypatch: pytest.Monk
     assert host.cache() == tmp_path / "root/.cache/ipsec-tests"
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert host.cache() == alice / ".cache/ipsec-tests"
+
+
+@pytest.mark.parametrize("name, kept", [("tmp", True), ("a-directory-with-a-long-name", False), ("two words", False)])
+def test_a_directory_for_temporary_files_that_cannot_hold_the_tests_is_not_used(name: str, kept: bool) -> None:
+    """A socket's path has at most 107 bytes, and the tests' scripts name files without quotes."""
+    script = ("import tempfile; tempfile.gettempdir(); from tests.ground import surroundings; surroundings.settle(); "
+              "print(tempfile.gettempdir())")
+    with tempfile.TemporaryDirectory(dir="/tmp") as scratch:
+        directory = Path(scratch, name)
+        directory.mkdir()
+        ran = subprocess.run([sys.executable, "-c", script], cwd=TOP, env={**os.environ, "TMPDIR": str(directory)},
+                             capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == f"{directory if kept else '/tmp'}\n"

@@ -7,8 +7,10 @@ that the tests start inherit what is set here; a test that is about one of these
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
+import tempfile
 
 #: Signals that Python itself ignores and gives back to the programs that it starts, or that can't be caught.
 LEFT = {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGKILL, signal.SIGSTOP}
@@ -27,6 +29,10 @@ UNLIMITED = (resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CPU, 
 
 #: Limits that a login has: open files, bytes of the stack, bytes of a core file (none, as it would be left behind).
 LIMITS = {resource.RLIMIT_NOFILE: 1024, resource.RLIMIT_STACK: 8 << 20, resource.RLIMIT_CORE: 0}
+
+#: A directory that can hold the tests' directories: its name needs no quotes in a script. 107 bytes are the most that
+#: the path of a socket can have; pytest's directories and the name of a socket need 80 of them.
+PLAIN = re.compile(r"/[\w/.+-]{1,26}", re.ASCII)
 
 
 def receive(number: int, frame: object) -> None:
@@ -47,6 +53,9 @@ def settle() -> None:
     os.environ["LC_ALL"] = "C.UTF-8"
     if not os.access(os.environ.get("HOME", ""), os.W_OK | os.X_OK):
         os.environ.pop("HOME", None)  # the home is that of the user database then
+    if os.access("/tmp", os.W_OK | os.X_OK) and not PLAIN.fullmatch(os.environ.get("TMPDIR", "/tmp")):
+        del os.environ["TMPDIR"]
+        tempfile.tempdir = None  # the module remembers the variable's value
     for limit in (*UNLIMITED, *LIMITS):
         hard = resource.getrlimit(limit)[1]
         wanted = LIMITS.get(limit, resource.RLIM_INFINITY)
