@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import random
+import shlex
 import shutil
 import signal
 import stat
@@ -123,7 +124,7 @@ def test_a_name_that_leads_nowhere_is_told(shared: Path) -> None:
 
 
 def test_standard_output_by_name_is_written_to_where_it_stands(pyz: Path, shared: Path) -> None:
-    words = f"{sys.executable} {pyz} {' '.join(BARF)}"
+    words = shlex.join([sys.executable, str(pyz), *BARF])
     piped = subprocess.run(["sh", "-c", f"{words} /dev/stdout | cat"], capture_output=True, text=True, check=True)
     subprocess.run(["sh", "-c", f"(echo before; {words} /proc/self/fd/1; echo after) >out"], cwd=shared, check=True)
     lines = (shared / "out").read_text().splitlines()
@@ -136,8 +137,9 @@ def test_a_mounted_file_is_rewritten_in_place(pyz: Path, shared: Path) -> None:
     """As in a container, whose engine mounts /etc/resolv.conf; also if the rest of the disk is read-only."""
     if reason := refused("--mount"):
         pytest.skip(reason)
-    script = (f"mkdir disk; mount -t tmpfs none disk; touch disk/file; mount --bind outside disk/file; $1; "
-              f"{sys.executable} {pyz} {' '.join(BARF)} disk/file; ls -A disk; cat disk/file")
+    words = shlex.join([sys.executable, str(pyz), *BARF, "disk/file"])
+    script = ("mkdir disk; mount -t tmpfs none disk; touch disk/file; mount --bind outside disk/file; $1; "
+              f"{words}; ls -A disk; cat disk/file")
     for extra in ("true", "mount -o remount,ro disk"):
         (shared / "outside").write_text("old\n" * 10000)
         number = (shared / "outside").stat().st_ino
