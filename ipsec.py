@@ -3537,7 +3537,8 @@ class Problem(Record):
     `script` is a script for sed(1) that corrects the problem in the whole file, or empty.  `key` is the
     keyword that the problem is about, in its canonical spelling, `include` for an include line, or empty.
     `is_unread` is True if a secrets file was not read, so its contents are unknown.  `is_endless` is True if
-    the file that could not be read is a device, a FIFO or far too large, so addconn would read it for ever.
+    the file that could not be read is a device, a FIFO, far too large, or waits for more as /proc/kmsg does,
+    so addconn would read it for ever.
     """
 
     file: str
@@ -3993,8 +3994,9 @@ class Config:
             # libreswan skips a dangling symbolic link that matches a pattern
             is_skipped = matched and error.errno == errno.ENOENT
             self.unread |= not is_skipped
+            is_endless = error.errno in (errno.EINVAL, errno.EFBIG, errno.EAGAIN)
             self.problems.append(Problem(parent, line, f"can't load {quote(name)}: {error.strerror}", not is_skipped,
-                                         key="include", is_endless=error.errno in (errno.EINVAL, errno.EFBIG)))
+                                         key="include", is_endless=is_endless))
         self._open.pop()
 
     def _read(self, name: str, lines: Iterable[str], depth: int) -> None:

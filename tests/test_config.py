@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -531,6 +532,14 @@ def test_files_that_addconn_would_read_for_ever_are_told_from_others(tmp_path: P
                 ipsec.check_includes(config)
         else:
             ipsec.check_includes(config)
+
+
+def test_a_file_of_the_kernel_that_waits_for_more_is_endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as /proc/kmsg, which is a regular file; this program opens it so that it does not wait."""
+    host = host_at(tmp_path, {"etc/ipsec.conf": ""})
+    monkeypatch.setattr(host, "lines", lambda name: (_ for _ in ()).throw(BlockingIOError(errno.EAGAIN, "wait", name)))
+    with pytest.raises(ipsec.Failure, match="/etc/ipsec.conf: can't load"):
+        ipsec.check_includes(ipsec.Config(host))
 
 
 def test_secrets_that_include_each_other_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
