@@ -835,11 +835,16 @@ def compressed(data: bytes, dictionary: bytes = b"") -> bytes:
 
 def say_interpreters(taken: Collection[str]) -> None:
     """Print for which interpreters the archive has bytecode, and for which it does not."""
-    missing = ", ".join(version for version in TARGETS if version not in taken)
+    missing = [version for version in TARGETS if version not in taken]
+    present = interpreters()
+    ways = []
+    if not present.keys() >= set(missing):
+        ways.append("install these versions on this host")
+    if len(taken) < len(present):
+        ways.append("build without --for")
     say(f"ipsec.pyz starts fast on Python {', '.join(taken)}")
     if missing:
-        say(f"ipsec.pyz starts more slowly on Python {missing}; to change this, install these versions on this "
-            "host, and build without --for")
+        say(f"ipsec.pyz starts more slowly on Python {', '.join(missing)}; to change this, {' and '.join(ways)}")
 
 
 # --- the archive --------------------------------------------------------------------------------------------
