@@ -24652,10 +24652,11 @@ class WhackRunner:
         is_loaded = has_connection(host, conn.name if conn else name)
         if is_loaded:
             return OK
-        if is_loaded is None:
-            host.warn(f"add: it is unknown whether connection {quote(name)} is loaded: pluto does not answer")
-            return NO_PLUTO
         reason = f" ({conn.broken})" if conn and conn.broken else ""
+        if is_loaded is None:
+            host.warn("add: pluto does not answer, so it is unknown whether connection "
+                      f"{quote(name)} is loaded{reason}")
+            return NO_PLUTO
         host.warn(f"add: pluto has not loaded connection {quote(name)}{reason}")
         return ERROR
 
