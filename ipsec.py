@@ -968,7 +968,7 @@ class Host:
     def within(self, name: str, work: Callable[[], T], root: str | None = None, follow: bool = True) -> T:
         """Call `work`, which accesses the file `name`, and return its result.
 
-        The methods that read files use this method.  If the file system of `name` can hang, `work` runs in a
+        The methods that access files use this method.  If the file system of `name` can hang, `work` runs in a
         thread.  After `patience` seconds the thread is abandoned, and the file system is not accessed again
         for SILENT_AGE seconds.  `name` is a path below `root`, which is the root of the reported system by
         default.  If `follow` is False, `work` does not follow a link that is the last part of `name`.  Raises
@@ -981,7 +981,7 @@ class Host:
         if not mount:
             return work()
         if MOUNTS.is_silent(mount):
-            problem = f"not read, as the file system on {mount} does not answer"
+            problem = f"not accessed, because the file system on {mount} does not answer"
             raise OSError(errno.ETIMEDOUT, problem, name)
         return self._in_thread(work, name, mount)
 
@@ -1017,7 +1017,7 @@ class Host:
         try:
             _thread.start_new_thread(attempt, ())
         except RuntimeError:
-            problem = (f"not read, as the file system on {mount} might not answer "
+            problem = (f"not accessed, because the file system on {mount} might not answer "
                        "and no thread can be made to wait for it")
             raise OSError(errno.EAGAIN, problem, name) from None
         if not done.acquire(timeout=self.patience):
@@ -5282,9 +5282,9 @@ def exchange(host: Host, family: int, *packets: Sequence[NetlinkRequest],
              ignored: Sequence[int] = ()) -> Iterator[Message]:
     """Send packets of netlink requests one after the other, and yield the messages that answer the requests.
 
-    A packet can hold several requests.  The next packet is sent after the kernel has answered the last
-    request of this packet that has NLM_F_ACK or NLM_F_DUMP.  Only the messages that answer that request are
-    yielded.  If messages may be missing or repeated, a warning is printed at the end.
+    A packet can hold several requests.  After a packet is sent, wait until the kernel has answered the packet's
+    last request with NLM_F_ACK or NLM_F_DUMP, and yield only the messages that answer this request.  Then send
+    the next packet.  If messages may be missing or repeated, a warning is printed at the end.
 
     If the kernel reports an errno that is not in `ignored`, raises OSError with this errno and, instead of a
     file name, the name of the kernel's table.  Raises TimedOut if the kernel does not answer.
@@ -20256,8 +20256,8 @@ def has_other_addresses(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) ->
 def undecided_forwards(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> str:
     """Return the name of a chain whose verdict on forwarded packets between two networks is unknown.
 
-    Return an empty string if there is no such chain.  For new packets, a known verdict in one direction is
-    enough, because a connection needs to begin in one direction only.
+    Return an empty string if there is no such chain.  For new packets, an unknown verdict does not matter if
+    new packets of the other direction certainly pass, because a connection can then begin.
     """
     packets = tunnel_packets(facts, tunnel, ours, theirs)
     established = [{**packet, "state": "established"} for packet in packets]
@@ -20271,8 +20271,10 @@ def undecided_forwards(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> 
             if chain:
                 return chain
         chains = [facts.undecided("forward", **{**packet, **sample}) for packet in new]
-        if all(chains):
-            return chains[0]
+        drops = [facts.blocks("forward", **{**packet, **sample}) for packet in new]
+        passes = any(not chain and not drop for chain, drop in zip(chains, drops))
+        if any(chains) and not passes:
+            return chains[0] or chains[1]
     return ""
 
 
@@ -21496,8 +21498,8 @@ def dropped_id_trouble(entry: Psk) -> Trouble:
     fix = shell_words(["vi", f"+{entry.line}", entry.file])
     effect = "the PSK matches every peer" if entry.kind == "psk" else "the password is for every user"
     if entry.may_lose_ids:
-        return ("SKIP", "UNKNOWN", f"{where}: if DNS does not resolve the ID, pluto drops the ID and {effect}; "
-                "an ID that is not a host name needs @ before it", fix)
+        return ("SKIP", "UNKNOWN", f"{where}: pluto drops each ID that DNS does not resolve; if no ID is left, "
+                f"{effect}; an ID that is not a host name needs @ before it", fix)
     shown = next((f"the ID {quote(text)}" for text in entry.dropped if canonical_net(text)), "an ID")
     word = "ID IGNORED" if entry.ids else "FOR ANYBODY"
     return ("WARN", word,

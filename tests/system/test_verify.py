@@ -190,6 +190,11 @@ BROKEN = {
         {"firewall": "SKIP"}),
     "a mark that decides on forwarding": (
         "iptables -P FORWARD DROP; iptables -A FORWARD -m mark --mark 7 -j ACCEPT", {"forward_rules": "SKIP"}),
+    "new packets dropped in one direction and unknown in the other": (
+        "iptables -A FORWARD -m conntrack --ctstate NEW -s 10.1.0.0/24 -j DROP; "
+        "iptables -A FORWARD -m conntrack --ctstate NEW -m mark --mark 7 -j DROP", {"forward_rules": "SKIP"}),
+    "new packets dropped in one direction": (
+        "iptables -A FORWARD -m conntrack --ctstate NEW -s 10.1.0.0/24 -j DROP", {}),
     "a mark that decides on NAT": (
         "iptables -t nat -A POSTROUTING -m mark --mark 7 -j MASQUERADE", {"nat": "SKIP"}),
     "no certutil": ("rm /usr/bin/certutil; kill -KILL $(cat /run/pluto/pluto.pid)", {
