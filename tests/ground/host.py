@@ -197,7 +197,7 @@ def cache() -> Path:
     Root runs no programs from the home of another user, which $HOME is if sudo keeps the variable.
     """
     home = os.path.expanduser("~")
-    if os.geteuid() == 0 and os.stat(home).st_uid != 0:
+    if os.getuid() == 0 and os.stat(home).st_uid != 0:
         home = pwd.getpwuid(0).pw_dir
     directory = Path(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache", "ipsec-tests")
     (directory / "mnt").mkdir(parents=True, exist_ok=True)
