@@ -445,7 +445,7 @@ def interpreters() -> dict[str, Path]:
     newest: dict[str, tuple[int, Path]] = {}
     for place in dict.fromkeys(filter(os.path.isabs, places)):
         for path in (Path(place, name) for name in names):
-            if not path.exists() or "shims" in path.parts:
+            if not os.access(path, os.X_OK) or "shims" in path.parts:
                 continue
             version, micro = release_of(path.resolve())
             if version in TARGETS and (version not in newest or micro > newest[version][0]):
@@ -457,12 +457,15 @@ def interpreters() -> dict[str, Path]:
 def release_of(python: Path) -> tuple[str, int]:
     """Return the version of a CPython in two parts, for example `3.11` and 7 for CPython 3.11.7.
 
-    The first part is an empty string if `python` is another program, another implementation of Python, older
-    than 3.9, or not a final release.
+    The first part is an empty string if `python` can't be run, is another program, another implementation of
+    Python, older than 3.9, or not a final release.
     """
     ask = ("import sys; v = sys.version_info; "
            "print('%d.%d' % v[:2], v[2], sys.implementation.cache_tag, v[3]) if v >= (3, 9) else None")
-    asked = subprocess.run([str(python), "-ISc", ask], capture_output=True, text=True, check=False)
+    try:
+        asked = subprocess.run([str(python), "-ISc", ask], capture_output=True, text=True, check=False)
+    except OSError:
+        return "", 0
     answer = asked.stdout.split()
     if len(answer) != 4:
         return "", 0

@@ -773,6 +773,16 @@ def test_a_python_without_the_whole_library_is_told_what_is_missing(tmp_path: Pa
         assert result.stderr.startswith(line)
 
 
+@pytest.mark.parametrize("mode", [0o644, 0o755])
+def test_a_python_that_cannot_be_run_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
+    """Without the right to execute it, and in a format that the kernel does not know."""
+    wanted = build.interpreters()
+    (tmp_path / "python3").write_bytes(b"\x7fELF, but not for this processor")
+    (tmp_path / "python3").chmod(mode)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert build.interpreters() == wanted
+
+
 def test_an_interpreter_that_cannot_import_pyroute2_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """python3-minimal beside a whole Python; but if none can import it, the build stops."""
     package = tmp_path / "library/pyroute2"
