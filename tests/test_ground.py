@@ -209,9 +209,9 @@ def test_root_keeps_nothing_in_the_home_of_another_user(monkeypatch: pytest.Monk
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(alice))
     monkeypatch.setattr(pwd, "getpwuid", lambda number: root)
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "getuid", lambda: 0)
     assert host.cache() == tmp_path / "root/.cache/ipsec-tests"
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
     assert host.cache() == alice / ".cache/ipsec-tests"
 
 
