@@ -1017,8 +1017,8 @@ class Host:
         try:
             _thread.start_new_thread(attempt, ())
         except RuntimeError:
-            problem = (f"not accessed, because the file system on {mount} might not answer "
-                       "and no thread can be made to wait for it")
+            problem = (f"not accessed, because the file system on {mount} might not answer, "
+                       "and the thread that would wait for the answer can't be started")
             raise OSError(errno.EAGAIN, problem, name) from None
         if not done.acquire(timeout=self.patience):
             MOUNTS.silent[mount] = (time.monotonic(), name, self.patience)
@@ -2109,7 +2109,8 @@ def split_lines(chunks: Iterable[bytes], name: str | None = None) -> Iterator[st
         rest.append(tail)
         size += len(tail)
         if size > TEXT_LINE:
-            raise OSError(errno.EFBIG, f"a line is longer than {TEXT_LINE >> 20} MiB, not read further", name)
+            problem = f"a line is longer than {TEXT_LINE >> 20} MiB, so the rest of the file is not read"
+            raise OSError(errno.EFBIG, problem, name)
     if size:
         yield decode(b"".join(rest))
 
@@ -2366,7 +2367,7 @@ class Token:
     `text` is the word without its quotes.  `line` is the number of the line, `start` the column at which the
     word begins, including an opening quote, and `end` the column after the word, including a closing quote.
     `form` is the quote of a quoted string, `open` for a string without a closing quote, the prefix 0x, 0s or
-    0t in small letters, or empty for any other word.
+    0t in lower case, or empty for any other word.
     """
 
     __slots__ = ("end", "form", "line", "start", "text")
@@ -3302,8 +3303,9 @@ def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
 def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the data of the chunks in pieces of whole lines.
 
-    If a line is longer than LONGEST_PIECE bytes, the chunks after these bytes are left out up to the end of
-    the line, and the piece has only this line.
+    If a chunk ends within a line, and LONGEST_PIECE bytes or more of this line have been read, the rest of the
+    line is left out, and the piece has only this line.  A line that ends in the chunk in which it reaches
+    LONGEST_PIECE bytes is kept whole.
     """
     rest = b""
     for chunk in chunks:
@@ -3979,10 +3981,10 @@ class Config:
         self.problems.append(Problem(file, line, text, fatal, key=key))
 
     def _read_file(self, name: str, depth: int, line: int, parent: str, matched: bool = False) -> None:
-        """Read the file `name`, which line `line` of the file `parent` includes, or report why it can't be
-        read.
+        """Read the file `name`, or report why the file can't be read.
 
-        `matched` is True if the include line has a pattern, not a plain file name.
+        The include line is line `line` of the file `parent`.  For the main file, `line` is 0 and `parent` is the
+        file itself.  `matched` is True if the include line has a pattern, not a plain file name.
         """
         self._reads += 1
         self.files.append(name)
@@ -15074,7 +15076,7 @@ class PlutoWords:
         return self._part.sub(self._shown, message)
 
     def _read(self) -> set[str]:
-        """Return the known words, in small letters.  The set is empty if pluto's executable can't be read."""
+        """Return the known words, in lower case.  The set is empty if pluto's executable can't be read."""
         import re
         found: set[bytes] = set()
         host, config = self._host, self._config
@@ -20334,7 +20336,7 @@ def check_nat(facts: Facts) -> Iterator[Trouble]:
 
 
 def local_packet(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> Packet:
-    """Return the fields of the first packet from `ours`, a network of this end, to `theirs`, the peer's."""
+    """Return the fields of the first packet from this end's network `ours` to the peer's network `theirs`."""
     packet = {"src": ours, "dst": theirs, "out": tunnel.inner, "family": family_of(ours),
               "dst_type": "unicast", "state": "new",
               "ipsec_out": "exists ipsec", "reqid_out": tunnel.conn.get("reqid", "")}
@@ -20801,7 +20803,7 @@ def is_down(entries: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def attempt_text(clue: Clue) -> str:
-    """Return words for a message: the time of the attempt, if it is known, and the cause why it failed."""
+    """Return words for a message: the time of the attempt, if known, and the cause of the failure."""
     at = clue.line.when
     if at is None:
         return f"tried: {clue.cause.means}"
@@ -27078,7 +27080,7 @@ class Reload:
 def step_counts(steps: Sequence[Step]) -> str:
     """Return the number of steps of each kind, such as `1 added, 0 replaced, 0 deleted`.
 
-    Refused and unknown steps are left out if there are none.
+    The counts of refused and unknown steps are left out if they are 0.
     """
     words = {"+": "added", "~": "replaced", "-": "deleted", "!": "refused", "?": "unknown"}
     counts = []
