@@ -385,7 +385,8 @@ except ImportError:
     print(os.path.dirname(os.path.dirname(pip.__file__)))
 """
 
-# For each package manager, the command that installs pip
+# For each package manager, the command that installs the missing module: ensurepip on Debian (python3-venv), pip on
+# other systems
 PIP_PACKAGES = {"apt-get": "apt-get install python3-venv", "dnf": "dnf install python3-pip",
                 "apk": "apk add py3-pip", "zypper": "zypper install python3-pip",
                 "pacman": "pacman -S python-pip"}

@@ -4812,9 +4812,9 @@ def own_reader(host: Host, args: Args, name: str) -> Config:
 
 
 def check_includes(config: Config) -> None:
-    """Raise Failure with status 3 if a file of the configuration is a device or FIFO, or is far too large.
+    """Raise Failure with status 3 if libreswan's addconn might never finish reading the configuration.
 
-    Libreswan's addconn might never finish reading such a file.
+    A file of the configuration is then a device or FIFO, is far too large, or waits for more data.
     """
     for problem in config.problems:
         if problem.is_endless:
@@ -20637,8 +20637,9 @@ def not_loaded_reason(facts: Facts, conn: Conn) -> str:
 def refusal_sentence(conn: Conn, text: str) -> str:
     """Return the reason why pluto refused a connection, without values that may be secrets.
 
-    `text` is the text of the line in pluto's log.  Algorithms, addresses and nicknames of certificates stay.
-    Other values are left out, or replaced by `…`.
+    `text` is the text of the line in pluto's log.  A text in quotes stays if it is part of the connection's
+    algorithms, addresses or nicknames of certificates; any other text in quotes is replaced by `…`.  After
+    `KEYWORD=`, the value is left out.  A separate word that repeats such a value is replaced by `…`.
     """
     text = text.partition("connection: ")[2] or text
     keys = ("ike", "esp", "ah", "leftcert", "rightcert", "left", "right")
@@ -21876,8 +21877,8 @@ def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterato
 def check_findings(facts: Facts, check: Check) -> Iterator[Finding]:
     """Run one check, and yield a finding for each Trouble that the check yields.
 
-    If the check yields no Trouble, yield one finding with the level OK.  If the check can't run, or can't
-    see everything that it must check, yield a finding with the level SKIP.
+    If the check yields no Trouble, yield one finding: OK, or SKIP if the check could not see everything that it
+    must check.  If the check raises an error, even after some Troubles, yield a finding with the level SKIP.
     """
     is_fine = True
     facts.uses_configuration = facts.uses_tunnels = False
@@ -23026,8 +23027,8 @@ def nss_data(report: Report) -> Iterator[dict[str, Any]]:
                             "lists of objects"),
         Opt("--timeout", "SECONDS", "seconds to wait for a program such as iptables (default 10)"),
         Opt("--version", None, "print the version")),
-    details="Without an argument, look shows all parts. In this case, the firewall is shown by iptables or, "
-            "if iptables is not installed, by nft. Keys are never shown.\n\nExit status: 0, or 1 if a part "
+    details="Without an argument, look shows all parts except one of the two firewall parts: nftables is left "
+            "out, or, if iptables is not installed, iptables. Keys are never shown.\n\nExit status: 0, or 1 if a part "
             "could not be shown. Standard error names that part.")
 def look_command(host: Host, args: Args) -> int:
     """Run `ipsec look [WORD...]`.  Return OK, or ERROR if a part could not be shown.
@@ -26407,8 +26408,8 @@ def print_setup(host: Host, args: Args, config: Config) -> None:
 def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
     """Yield the keywords and values of `config setup`, with the defaults that libreswan 4.3 to 5.2 share.
 
-    Some defaults are left out, because libreswan prints them as internal numbers: times, ddos-mode and
-    ikev1-policy.
+    Some defaults are left out, because libreswan prints them as internal numbers: ddos-mode, ikev1-policy, and
+    all times except xfrmlifetime.
     """
     # source of the defaults: confread.c of libreswan
     defaults = {
