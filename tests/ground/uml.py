@@ -54,12 +54,13 @@ stop() {{  # MESSAGE: end the kernel; the message is on its console and with the
 }}
 share() {{  # DIRECTORY TARGET FILE: mount a directory of the host, which holds FILE. Kernels up to 6.10 take the bare
           # name of the directory as the option; later ones take `hostfs=` and mount the host's root without it.
+          # Old kernels refuse each option of a new mount(8), but also mount the host's root without an option.
     for option in "hostfs=$1" "$1"; do
         mount -t hostfs none "$2" -o "$option" 2>/dev/null || continue
         [ -e "$2/$3" ] && return
         umount "$2"
     done
-    return 1
+    mount -t hostfs none "$2" && [ -e "$2$1/$3" ] && mount --bind "$2$1" "$2"
 }}
 {mounts}
 echo {hostname} >/proc/sys/kernel/hostname
