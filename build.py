@@ -65,9 +65,8 @@ try:
     import zipfile
     from concurrent.futures import ThreadPoolExecutor
 except ImportError as error:  # python3-minimal of Debian has only a part of the standard library
-    sudo = "" if os.geteuid() == 0 else "sudo "
     sys.exit(f"build.py: this Python lacks the module {error.name}, which is a part of the standard library; "
-             f"on Debian and Ubuntu, type: {sudo}apt-get install python3-venv")
+             "on Debian and Ubuntu, type as root: apt-get install python3-venv")
 
 Result = TypeVar("Result")
 
@@ -91,8 +90,8 @@ INTERPRETER = "/usr/bin/python3 -IS"
 # The archive has bytecode for each of these interpreters that is found on this host
 TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
-# The date of all entries of the archive, in seconds since 1970.  The zip format has dates from 1980 to 2107, so
-# another date is replaced by the nearest of these.  The default is in 1980.
+# The date of all entries of the archive, in seconds since 1970.  The zip format has dates from 1980 to 2107; an
+# earlier or later date becomes the first or last of these.  The default is the first.
 DATE = os.environ.get("SOURCE_DATE_EPOCH") or "0"
 if not DATE.isdecimal():
     sys.exit(f"build.py: SOURCE_DATE_EPOCH={DATE!r} is not a number of seconds")
@@ -116,7 +115,8 @@ COMPILED_LATE = (
 COMPILED_LATE_IF_SMALL = ("what the rules do with a packet", "diagnosis", "init systems", "the direct start and stop",
                           "setup")
 
-# The version of marshal's format that all interpreters read
+# A version of marshal's format that all interpreters read, and in which equal constants have equal bytes.  (Since
+# version 3, the bytes of an object depend on the objects before it.)
 FORMAT = 2
 
 # zlib uses only this number of bytes at the end of a dictionary; ipsec.py has the same constant
@@ -286,8 +286,7 @@ def run_pip(*words: str | Path) -> str:
     argv = [str(word) for word in (python, "-m", "pip", *words)]
     result = subprocess.run(argv, cwd=TOP, check=False, env=environment, stdin=subprocess.DEVNULL,
                             capture_output=True, text=True)
-    # Without a network, pip's error says only that no version matches.  The warnings before it have the
-    # cause.
+    # Without a network, pip's error says only that no version matches; the warnings before it name the cause
     return "" if result.returncode == 0 else reason_of(result, r"\[Errno -?\d+\] ([^'\")]+)", r"^ERROR: (.*)")
 
 
@@ -343,11 +342,14 @@ def install(lock: str) -> None:
 
 
 def state_of_venv(lock: str) -> str:
-    """Return a text that differs if .venv must get the packages of the lock file again."""
+    """Return a text that changes with the lock file, the path of .venv, or the version of its Python.
+
+    The text is empty if .venv has no Python.
+    """
     python = VENV / "bin" / "python"
-    words = [str(python), "-c", "import sys; print(sys.prefix, sys.version)"]
     if not python.exists():
         return ""
+    words = [str(python), "-c", "import sys; print(sys.prefix, sys.version)"]
     answer = subprocess.run(words, check=False, capture_output=True, text=True).stdout
     return f"{digest(VENDOR / lock)} {answer}"
 
@@ -362,9 +364,10 @@ def make_venv() -> None:
         return
     python, path = find_pip()
     shutil.rmtree(VENV, ignore_errors=True)
-    # venv would run ensurepip, but would not say why it fails
-    for words in ([python, "-m", "venv", "--without-pip", str(VENV)],
-                  [str(VENV / "bin/python"), "-I", "-m", "ensurepip"])[:1 if path else 2]:
+    commands = [[python, "-m", "venv", "--without-pip", str(VENV)]]
+    if not path:  # without --without-pip, venv would run ensurepip, but would not say why ensurepip fails
+        commands.append([str(VENV / "bin/python"), "-I", "-m", "ensurepip"])
+    for words in commands:
         result = subprocess.run(words, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if result.returncode:
             shutil.rmtree(VENV, ignore_errors=True)
@@ -464,10 +467,10 @@ def release_of(python: Path) -> tuple[str, int]:
     ask = ("import sys; v = sys.version_info; "
            "print('%d.%d' % v[:2], v[2], sys.implementation.cache_tag, v[3]) if v >= (3, 9) else None")
     try:
-        asked = subprocess.run([str(python), "-ISc", ask], capture_output=True, text=True, check=False)
+        result = subprocess.run([str(python), "-ISc", ask], capture_output=True, text=True, check=False)
     except OSError:
         return "", 0
-    answer = asked.stdout.split()
+    answer = result.stdout.split()
     if len(answer) != 4:
         return "", 0
     version, micro, tag, level = answer
@@ -511,8 +514,8 @@ def bare(code):
     table = "co_linetable" if hasattr(code, "co_linetable") else "co_lnotab"
     names = {"co_qualname": ""} if hasattr(code, "co_qualname") else {}
     if code.co_flags & inspect.CO_NEWLOCALS:
-        several = (inspect.CO_VARARGS, inspect.CO_VARKEYWORDS)
-        count = code.co_argcount + code.co_kwonlyargcount + sum(code.co_flags & flag != 0 for flag in several)
+        stars = [flag for flag in (inspect.CO_VARARGS, inspect.CO_VARKEYWORDS) if code.co_flags & flag]
+        count = code.co_argcount + code.co_kwonlyargcount + len(stars)
         others = range(len(code.co_varnames) - count)
         names["co_varnames"] = code.co_varnames[:count] + tuple(chr(161 + number) for number in others)
     return code.replace(co_consts=consts, co_filename="", **{table: b""}, **names)
@@ -526,9 +529,10 @@ def compiled(text):
             node.returns = None
         elif isinstance(node, ast.Slice) and sys.version_info >= (3, 14):
             # x[1:] would have a constant slice, which format 2 can't hold; x[+1:] has none, and takes as long
-            bounds = [(name, getattr(node, name)) for name in ("lower", "upper", "step")]
-            if all(bound is None or isinstance(bound, ast.Constant) for _, bound in bounds):
-                name, bound = next((pair for pair in bounds if pair[1]), ("lower", ast.Constant(0)))
+            given = [name for name in ("lower", "upper", "step") if getattr(node, name)]
+            if all(isinstance(getattr(node, name), ast.Constant) for name in given):
+                name = given[0] if given else "lower"
+                bound = getattr(node, name) or ast.Constant(0)
                 setattr(node, name, ast.UnaryOp(ast.UAdd(), bound))
     # running the import of __future__ would take 0.1 ms
     tree.body = [statement for statement in tree.body if getattr(statement, "module", "") != "__future__"]
@@ -572,8 +576,8 @@ def without_prose(source: bytes) -> bytes:
     for before, token, after in reversed(list(zip(tokens, tokens[1:], tokens[2:]))):
         (first, left), (last, right) = token.start, token.end
         if token.type == tokenize.STRING and before.type in begins and after.type == tokenize.NEWLINE:
-            rest = lines[first - 1][:left] + '""\n' if first in needed else "\n"
-            lines[first - 1:last] = [rest, *["\n"] * (last - first)]
+            replacement = lines[first - 1][:left] + '""\n' if first in needed else "\n"
+            lines[first - 1:last] = [replacement, *["\n"] * (last - first)]
         elif token.type == tokenize.COMMENT and not (left == 0 and BANNER.match(token.string)) and first > 3:
             lines[first - 1] = lines[first - 1][:left].rstrip() + lines[last - 1][right:]
     return without_indents("".join(lines).encode())
@@ -651,16 +655,18 @@ Piece = tuple[int, int, int]
 
 def parted(text: bytes) -> tuple[list[Piece], list[Piece]]:
     """Return two lists of (sub)sections of ipsec.py: those of the front, and the blocks."""
-    pieces: tuple[list[Piece], list[Piece]] = [], []
+    pieces: list[tuple[int, Piece]] = []  # with the number of the section
     section, line, start, end = FRONT[0], 0, 0, 0
     for number, content in enumerate(text.splitlines(keepends=True)):
         banner = re.match(rb"# (\d+)\. ", content)
         if banner or content.startswith(b"# --- "):
-            pieces[section not in FRONT].append((line, start, end))
+            pieces.append((section, (line, start, end)))
             section, line, start = int(banner[1]) if banner else section, number, end
         end += len(content)
-    pieces[section not in FRONT].append((line, start, end))
-    return pieces
+    pieces.append((section, (line, start, end)))
+    front = [piece for section, piece in pieces if section in FRONT]
+    blocks = [piece for section, piece in pieces if section not in FRONT]
+    return front, blocks
 
 
 def parts_of(text: bytes, piece: Piece) -> list[Piece]:
@@ -736,9 +742,11 @@ def needs(text: bytes) -> dict[str, int]:
     command needs block N.
 
     A command needs its own block.  A block needs all blocks that define global names which its code uses.
-    For each call load_part("NAME"), the index has the key `:NAME`, with the blocks that NAME needs.  Raises
-    SystemExit if the front uses a name of a block, or if a block uses a name of a later block, because the
-    used block might not be loaded.
+    For each call load_part("NAME"), the index has the key `:NAME`, for the block that defines NAME and the
+    blocks that this block needs.
+
+    Raises SystemExit if the front uses a name of a block, or if a block uses a name of a later block, because
+    the used block might not be loaded.
     """
     front, blocks = parted(text)
     codes = [compiled(text, [piece]) for piece in blocks]
@@ -789,7 +797,8 @@ def bytecode(text: bytes, pythons: Mapping[str, Path]) -> Iterator[tuple[str, by
     for pieces in parts.values():
         texts += [text_of(text, [part]) for part in pieces]
 
-    # in FORMAT, equal constants have equal bytes in the code of all interpreters; the newest format is smaller
+    # 0 is the newest format of each interpreter, which is smaller.  Several interpreters use one format, because
+    # equal constants then have equal bytes in their bytecode, so that all of them can share common.blocks.
     request = marshal.dumps((FORMAT if several else 0, texts), FORMAT)
 
     def compiled_by(python: Path) -> bytes:
@@ -799,14 +808,14 @@ def bytecode(text: bytes, pythons: Mapping[str, Path]) -> Iterator[tuple[str, by
 
     common: list[bytes] = []
     for version, output in zip(pythons, at_once(compiled_by, pythons.values())):
-        (first, *codes), constants = marshal.loads(output)
+        (front_code, *codes), constants = marshal.loads(output)
         if not common:
             common = constants if several else [b"" for _ in constants]
             content = gathered(blocks, parts, [compressed(part) for part in common])
             yield "bytecode/common.blocks", marshal.dumps(content, FORMAT)
-        packed = [compressed(code, first + part) for code, part in zip(codes, common)]
+        packed = [compressed(code, front_code + part) for code, part in zip(codes, common)]
         content = gathered(blocks, parts, packed)
-        yield f"bytecode/{tag_of(version)}.front", first
+        yield f"bytecode/{tag_of(version)}.front", front_code
         yield f"bytecode/{tag_of(version)}.blocks", marshal.dumps([index, *content], FORMAT)
 
 
@@ -814,11 +823,13 @@ def gathered(blocks: Sequence[Piece], parts: Mapping[Piece, Sequence[Piece]],
              packed: Sequence[bytes]) -> list[object]:
     """Return a list that has an item for each block: the list of its compressed parts or, if the block has no
     bytecode, the block itself."""
-    rest = iter(packed)
     result: list[object] = []
+    done = 0
     for block in blocks:
         if block in parts:
-            result.append([next(rest) for _ in parts[block]])
+            count = len(parts[block])
+            result.append(packed[done:done + count])
+            done += count
         else:
             result.append(block)
     return result
@@ -888,12 +899,12 @@ def embed(library: Path, names: Sequence[str], target: Path) -> None:
 
     files = set(library.glob("*.dist-info/licenses/*"))
     traces = at_once(trace, interpreters().values())
-    for result in traces:
-        if all(other.returncode for other in traces):
-            raise stop(f"no Python on this host can import parts of pyroute2: {reason_of(result)}")
-        if result.returncode == 0:
-            paths = map(Path, result.stdout.splitlines())
-            files.update(path for path in paths if library in path.parents)
+    good_traces = [result for result in traces if result.returncode == 0]
+    if traces and not good_traces:
+        raise stop(f"no Python on this host can import parts of pyroute2: {reason_of(traces[0])}")
+    for result in good_traces:
+        paths = map(Path, result.stdout.splitlines())
+        files.update(path for path in paths if library in path.parents)
     for path in files:
         place = target / path.relative_to(library)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -914,7 +925,7 @@ def git(*words: str) -> str:
 
 
 def commit_line() -> str:
-    """Return a line with the commit of the checkout and the date of this commit."""
+    """Return a line with the commit of the checkout and its date; both are `unknown` without git."""
     commit = git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= with changes") or "unknown"
     date = git("log", "-1", "--format=%cs") or "unknown date"
     return f"commit {commit}, {date}"
@@ -996,8 +1007,8 @@ def write_zip(target: Path, entries: Mapping[str, bytes]) -> None:
         with zipfile.ZipFile(file, "w") as archive:
             for name in sorted(entries):
                 entry = zipfile.ZipInfo(name, time.gmtime(EPOCH)[:6])
-                entry.create_system = 3  # 3 means Unix; the mode below has an effect
-                entry.external_attr = 0o100644 << 16
+                entry.create_system = 3  # Unix
+                entry.external_attr = 0o100644 << 16  # the mode of the file
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 if name == "__main__.py" or name.endswith(".blocks"):  # parts of blocks are compressed
                     entry.compress_type = zipfile.ZIP_STORED
@@ -1220,14 +1231,15 @@ def main() -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):  # such an error has no file name
             reason += f" (below {TOP} or {tempfile.gettempdir()})"
         raise stop(f"{error.filename}: {reason}" if error.filename else reason) from None
-    except subprocess.CalledProcessError as error:  # its error output was printed, or is that of an interpreter
+    except subprocess.CalledProcessError as error:  # stderr is None if the program has already printed its error
         reason = (error.stderr or "").strip().rpartition("\n")[2]
-        raise stop(f"{error.cmd[0]} ended with status {error.returncode}{reason and ': '}{reason}") from None
+        text = f"{error.cmd[0]} ended with status {error.returncode}"
+        raise stop(f"{text}: {reason}" if reason else text) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
 if __name__ == "__main__":
-    # If the builder is killed, it removes its temporary files
+    # With SIGTERM, the builder ends by an exception, so it removes its temporary files
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     main()
