@@ -9539,9 +9539,8 @@ NSS_ROOM = 256 << 10  # A new database and its journal fit into this number of b
 FULL_DISK_CODES = tuple(f"SEC_ERROR_{code}" for code in (
     "PKCS11_GENERAL_ERROR", "PKCS11_DEVICE_ERROR", "PKCS12_UNABLE_TO_IMPORT_KEY", "ADDING_CERT", "IO"))
 NSS_READ_TIME = 10.0  # A query of a database file is stopped after this number of seconds.
-# A query fails if its result has more rows or more bytes than this.  A file that has more bytes is not
-# searched for certificates.
-NSS_ROWS, NSS_MEMORY = 100_000, 256 << 20
+NSS_ROWS = 100_000  # A query fails if its result has more rows than this.
+NSS_MEMORY = 256 << 20  # A query fails if its result has more bytes than this.  A larger file is an error.
 NSS_TIME = 60.0  # A tool of NSS is stopped after this number of seconds.
 
 # The two names that the database's PKCS#11 token can have: the usual name, and the name in FIPS mode
@@ -9619,8 +9618,16 @@ def der_items(data: bytes, start: int = 0, end: int | None = None) -> Iterator[t
 def der(tag: int, *contents: bytes) -> bytes:
     """Return a DER element: the tag, the length, and the joined `contents`."""
     content = b"".join(contents)
-    size = b"" if len(content) < 0x80 else len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
-    return bytes((tag, 0x80 | len(size) if size else len(content))) + size + content
+    length = len(content)
+    if length < 0x80:
+        return bytes((tag, length)) + content
+    size = length.to_bytes((length.bit_length() + 7) // 8, "big")
+    return bytes((tag, 0x80 | len(size))) + size + content
+
+
+def der_unsigned(number: bytes) -> bytes:
+    """Return a DER INTEGER that is not negative: a 0 byte precedes a first byte of 0x80 or more."""
+    return der(2, b"\0", number) if number[0] & 0x80 else der(2, number)
 
 
 class Parsed(Record):
@@ -9666,7 +9673,8 @@ def parse_certificate(data: bytes) -> Parsed:
 def certificate_fields(data: bytes) -> list[tuple[int, int, int]]:
     """Return the DER elements of the signed part of a certificate (tbsCertificate), without the version.
 
-    Raises ValueError, IndexError or StopIteration if `data` is not a certificate.
+    They are the serial number, algorithm, issuer, validity, subject, public key, and optional ones such as the
+    extensions.  Raises ValueError, IndexError or StopIteration if `data` is not a certificate.
     """
     certificate = next(der_items(data))
     fields = list(der_inside(data, next(der_inside(data, certificate))))
@@ -9906,22 +9914,26 @@ class NssDatabase:
         if directory == self.host.path(self.directory):
             self.check_views()
         argv = [program, "-d", f"sql:{directory}", *words]
-        built = [int(directory[len(OPEN_FILES):])] if directory.startswith(OPEN_FILES) else []
+        inherited: list[int] = []
+        if directory.startswith(OPEN_FILES):
+            inherited.append(int(directory.removeprefix(OPEN_FILES)))
         opened: list[int] = []
         try:
             password_words: list[str] = []
             if self.password is not None:
                 opened.append(self.host.memory_file(self.secret()))
-                password_words = [secret, f"/proc/self/fd/{opened[0]}"]
-                password_words += ["-@", password_words[1]] if twice else []
+                password_path = f"{OPEN_FILES}{opened[0]}"
+                password_words = [secret, password_path]
+                if twice:
+                    password_words += ["-@", password_path]
             paths = []
             for data in files:
                 if words[0] == "-B":  # certutil needs the password option in each line of a batch
                     data = data.replace(b"\n", f" {' '.join(password_words)}\n".encode())
                 opened.append(self.host.memory_file(data))
-                paths.append(f"/proc/self/fd/{opened[-1]}")
+                paths.append(f"{OPEN_FILES}{opened[-1]}")
             argv = [word.format(*paths) if word in ("{0}", "{1}") else word for word in argv] + password_words
-            ran = self.host.run(argv, timeout=NSS_TIME, pass_fds=opened + built, hint=nss_package(self.host))
+            ran = self.host.run(argv, timeout=NSS_TIME, pass_fds=opened + inherited, hint=nss_package(self.host))
         except TimedOut:
             self.check_answers(directory)
             raise
@@ -9938,9 +9950,8 @@ class NssDatabase:
     def check_answers(self, path: str) -> None:
         """Check a directory and the files of a database in it, before a tool of NSS reads them.
 
-        Raises OSError if the directory does not exist or its file system does not answer, and Failure if a
-        file can't be read, or if the tool might never finish reading the file: a FIFO, a huge file, or one on
-        a file system that does not answer.
+        Raises OSError if the directory does not exist or its file system does not answer.  Raises Failure if a
+        file can't be read, is a FIFO, is larger than NSS_MEMORY, or is on a file system that does not answer.
         """
         try:
             self.host.within(path, lambda: os.stat(path), "")
@@ -9963,7 +9974,7 @@ class NssDatabase:
             self.check_views()
 
     def check_views(self) -> None:
-        """Raise BrokenDatabase if a database file has a view or a trigger, which a tool might never finish."""
+        """Raise BrokenDatabase if a database file has a view or a trigger, which can keep a tool busy forever."""
         for name, table in (("key4.db", "nssPrivate"), ("cert9.db", "nssPublic")):
             if self.has(name) and self.may_be_endless(name):
                 try:
@@ -10019,11 +10030,10 @@ class NssDatabase:
         return Failure(f"{self.directory}/{name}: {why.strerror}", NSS_FAILURE, hint)
 
     def check(self) -> None:
-        """Raise Failure if cert9.db or key4.db can't be read, or is not an NSS database, and as
-        check_answers() does.
+        """Raise Failure if cert9.db or key4.db can't be read or is not an NSS database.
 
-        If Python lacks sqlite3, certutil checks the database instead.  If certutil is missing, too, or with
-        --root, only the first bytes of the files are checked.
+        Raises OSError as check_answers() and tool() do.  If Python lacks sqlite3, certutil reads the database
+        instead.  Below --root, or without certutil, only the first bytes of the files are then checked.
         """
         if self.host.live:
             self.check_answers(self.directory)
@@ -10042,22 +10052,24 @@ class NssDatabase:
                 self.tool("certutil", "-L")
 
     def damage(self, name: str) -> str:
-        """Return the damage of a database file as the rest of a sentence: `is damaged: ` and what is wrong.
+        """Return `is damaged: REASON` if a database file is damaged, otherwise an empty text.
 
-        The text is empty if the file is sound, or if Python lacks sqlite3.  Raises Failure if SQLite can't
-        check the file, for example because another program is writing to it or the disk is slow.
+        The text is empty, too, if Python lacks sqlite3.  Raises Failure if SQLite can't check the file, for
+        example because another program is writing to it or the disk is slow.
         """
         try:
             self.rows(name, "nssPublic" if name == "cert9.db" else "nssPrivate", ("a0",))
-            (result,), *_ = self._ask(name, "PRAGMA quick_check")
+            result = str(self._ask(name, "PRAGMA quick_check")[0][0])
         except Missing:
             return ""
         except SlowDatabase:
             raise
         except BrokenDatabase as failure:
             return f"is damaged: {failure.message.rpartition(': ')[2]}"
-        found = str(result).removeprefix("*** in database main ***\n")  # some results begin with this line
-        return "" if result == "ok" else "is damaged: " + found.partition("\n")[0]
+        if result == "ok":
+            return ""
+        result = result.removeprefix("*** in database main ***\n")  # some results begin with this line
+        return "is damaged: " + result.partition("\n")[0]
 
     def rows(self, name: str, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
         """Return a row for each object of a database file, with the values of `columns`.
@@ -10172,7 +10184,7 @@ class NssDatabase:
             if any(text in before + data for text in wanted):
                 return True
             before = data[-20:]
-        return not before
+        return not before  # an empty file is not a database
 
     def certificates(self) -> list[Certificate]:
         """Return all certificates of the database.
@@ -10185,18 +10197,24 @@ class NssDatabase:
                 return []
         except OSError as error:
             raise self.broken("cert9.db", error) from None
+        # CKA_CLASS, CKA_LABEL, CKA_VALUE, CKA_ISSUER, CKA_SERIAL_NUMBER, CKA_ID
+        columns = ("a0", "a3", "a11", "a81", "a82", "a102", *TRUST_COLUMNS)
         try:
-            objects = self.rows("cert9.db", "nssPublic",
-                                ("a0", "a3", "a11", "a81", "a82", "a102", *TRUST_COLUMNS))
+            objects = self.rows("cert9.db", "nssPublic", columns)
         except Missing:
             return self._certutil_certificates()
-        owned = {row[1] for row in self.rows("key4.db", "nssPrivate", ("a0", "a102"))
-                 if row[0] == CKO_PRIVATE_KEY}
-        # a trust object has the same CKA_ISSUER and CKA_SERIAL_NUMBER as its certificate
-        trusts = {row[3:5]: trust_text(row[6:]) for row in objects if row[0] == CKO_NSS_TRUST}
-        return [Certificate("" if row[1] in (None, NSS_EMPTY) else decode(row[1]), row[2],
-                            trusts.get(row[3:5], ",,"), row[5] in owned)
-                for row in objects if row[0] == CKO_CERTIFICATE and row[2]]
+        ids_of_keys = {ckaid for object_class, ckaid in self.rows("key4.db", "nssPrivate", ("a0", "a102"))
+                       if object_class == CKO_PRIVATE_KEY}
+        # a trust object has the same issuer and serial number as its certificate
+        trusts = {(issuer, serial): trust_text(trust) for object_class, _, _, issuer, serial, _, *trust in objects
+                  if object_class == CKO_NSS_TRUST}
+        certificates = []
+        for object_class, label, data, issuer, serial, ckaid, *_ in objects:
+            if object_class == CKO_CERTIFICATE and data:
+                nickname = "" if label in (None, NSS_EMPTY) else decode(label)
+                trust = trusts.get((issuer, serial), ",,")
+                certificates.append(Certificate(nickname, data, trust, ckaid in ids_of_keys))
+        return certificates
 
     def _certutil_certificates(self) -> list[Certificate]:
         """Return the certificates that certutil lists, for a Python without sqlite3.
@@ -10224,11 +10242,13 @@ class NssDatabase:
     def within(self, work: Callable[[], T]) -> T:
         """Call `work`, which accesses the directory and its files, and return its result.
 
-        Raises OSError if the file system of the directory, or one that is mounted on a file of the database,
-        does not answer, and any exception that `work` raises.
+        Raises the exceptions of `work`, and OSError if a file system does not answer: the one of the
+        directory, or one that is mounted on a database file.
         """
-        paths = [self.directory, *(f"{self.directory}/{name}" for name in NSS_FILES)]
-        return self.host.within(next(filter(self.host.mount_that_may_hang, paths), self.directory), work)
+        for path in [self.directory, *(f"{self.directory}/{name}" for name in NSS_FILES)]:
+            if self.host.mount_that_may_hang(path):
+                return self.host.within(path, work)
+        return self.host.within(self.directory, work)
 
     def writable(self) -> bool:
         """Return whether the directory exists and this process can create files in it."""
@@ -10237,8 +10257,8 @@ class NssDatabase:
     def make_directory(self) -> None:
         """Create the default directory of the installed release, and its missing parents, with mode 0700.
 
-        Any other directory is not created: an option, the environment or nssdir= in ipsec.conf names it, and
-        the name may be misspelt.  Raises Failure if the default directory can't be created.
+        A directory that an option, the environment or nssdir= in ipsec.conf names is not created, because the
+        name may be misspelt.  Raises Failure if the default directory can't be created.
         """
         path = self.host.path(self.directory)
         if self.host.given_nssdir or self.directory != self.host.nssdir or self.host.lexists(
@@ -10365,8 +10385,7 @@ class NssDatabase:
         return None
 
     def _set_aside(self) -> None:
-        """Rename `.nss-commit` if it exists, because this command did not make it, and it would block
-        changes."""
+        """Rename an existing `.nss-commit`, which this command did not make and which would block changes."""
         if self._lstat(NSS_COMMIT) is not None:
             stray = f"{NSS_STRAY}{os.urandom(4).hex()}"
             os.rename(NSS_COMMIT, stray, src_dir_fd=self.opened, dst_dir_fd=self.opened)
@@ -10515,8 +10534,12 @@ class NssDatabase:
 
         _complete() compares two results to detect changes by other programs.
         """
-        infos = ((name, os.stat(self.file(name))) for name in NSS_FILES if os.path.exists(self.file(name)))
-        return [(name, info.st_ino, info.st_size, info.st_mtime_ns) for name, info in infos]
+        states = []
+        for name in NSS_FILES:
+            if os.path.exists(self.file(name)):
+                info = os.stat(self.file(name))
+                states.append((name, info.st_ino, info.st_size, info.st_mtime_ns))
+        return states
 
     @staticmethod
     def _sync(directory: int, name: str) -> None:
@@ -10577,7 +10600,8 @@ class NssDatabase:
         for certificate in self.certificates():
             ssl, _, others = certificate.trust.partition(",")
             is_wanted = only is None or certificate.der in only
-            if not is_wanted or "p" in ssl or {"C", "T"} <= set(ssl):
+            is_trusted = "C" in ssl and "T" in ssl
+            if not is_wanted or is_trusted or "p" in ssl:
                 continue
             try:
                 if parse_certificate(certificate.der).is_ca:
@@ -10712,6 +10736,12 @@ def copy_database(host: Host, source: str, target: str) -> None:
             os.close(fd)
 
 
+def make_empty_database(base: NssDatabase, path: str) -> None:
+    """Create an empty database in the directory `path`, with the password of `base` if it has one."""
+    words = [] if base.password else ["--empty-password"]
+    base.tool("certutil", "-N", *words, directory=path)
+
+
 def create_database(base: NssDatabase, password: str = "") -> None:
     """Create the database, and keep an existing pkcs11.txt.  The caller holds the lock.
 
@@ -10721,7 +10751,7 @@ def create_database(base: NssDatabase, password: str = "") -> None:
     base.password = password or None
 
     def work(path: str) -> None:
-        base.tool("certutil", "-N", *([] if base.password else ["--empty-password"]), directory=path)
+        make_empty_database(base, path)
         if has_modules:
             base.within(lambda: os.unlink(os.path.join(path, "pkcs11.txt")))
 
@@ -10738,7 +10768,7 @@ def migrate_dbm(base: NssDatabase) -> None:
     source = base.host.path(base.directory)
 
     def work(path: str) -> None:
-        base.tool("certutil", "-N", *([] if base.password else ["--empty-password"]), directory=path)
+        make_empty_database(base, path)
         base.tool("certutil", "--upgrade-merge", "--source-dir", source, "--upgrade-id", "pluto",
                   directory=path, twice=True)
 
@@ -10933,15 +10963,15 @@ def read_pkcs12(host: Host, names: Sequence[str], password: Callable[[], str],
         raise Failure("several files can be imported together only if they are PEM files", USAGE,
                       "import one PKCS#12 file at a time")
     data = contents[0]
-    is_sequence = data[:1] == b"\x30"
-    try:
-        _, start, _ = next(der_items(data), (0, 0, 0))
-    except ValueError:
-        if is_sequence:
+    is_pkcs12 = False
+    if data[:1] == b"\x30":  # a DER sequence
+        try:
+            _, start, _ = next(der_items(data))
+        except ValueError:
             raise Failure(f"{names[0]}: the file is corrupt or incomplete", IMPORT_CORRUPT,
                           "copy the file again") from None
-        start = 0
-    if not is_sequence or data[start:start + 3] != b"\x02\x01\x03":  # version 3 (RFC 7292)
+        is_pkcs12 = data[start:start + 3] == b"\x02\x01\x03"  # version 3 (RFC 7292)
+    if not is_pkcs12:
         raise Failure(f"{names[0]}: this is not a PKCS#12 file", IMPORT_FORMAT,
                       "create one with: openssl pkcs12 -export")
     return data, encode(password())
@@ -10988,7 +11018,7 @@ def import_failure(name: str, failure: NssTool) -> Failure:
 
 
 def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
-    """Convert PEM certificates, and the private key of one of them if `pem` has a key, to PKCS#12.
+    """Convert PEM certificates to PKCS#12, with the private key of one of them if `pem` has a key.
 
     The program openssl converts the data.  The password of the result is `pem`.  `nickname`, unless it is
     empty, is the nickname of the certificate with the key.  Raises Failure if openssl can't convert the data,
@@ -10996,8 +11026,8 @@ def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
     """
     source, password = host.memory_file(pem), host.memory_file(b"pem\n")
     try:
-        argv = ["openssl", "pkcs12", "-export", "-in", f"/proc/self/fd/{source}", "-passout",
-                f"file:/proc/self/fd/{password}"]
+        argv = ["openssl", "pkcs12", "-export", "-in", f"{OPEN_FILES}{source}", "-passout",
+                f"file:{OPEN_FILES}{password}"]
         if b"PRIVATE KEY-----" not in pem:
             argv.append("-nokeys")
         if nickname:
@@ -11039,9 +11069,8 @@ def key_texts(key: HostKey) -> KeyTexts:
         exponent, modulus = key.second.lstrip(b"\0"), key.first.lstrip(b"\0")
         size = bytes((len(exponent),)) if len(exponent) < 256 else b"\0" + len(exponent).to_bytes(2, "big")
         data, algorithm = size + exponent + modulus, 2
-        numbers = (der(2, b"\0" * (part[0] >> 7) + part) for part in (modulus, exponent))
         identifier = der(6, b"\x2a\x86\x48\x86\xf7\r\1\1\1") + der(5)  # the parameter of rsaEncryption is NULL
-        bits = der(0x30, *numbers)
+        bits = der(0x30, der_unsigned(modulus), der_unsigned(exponent))
     else:
         data, algorithm = key.second[1:], 3
         identifier = der(6, b"\x2a\x86\x48\xce\x3d\2\1") + key.first  # the parameter of id-ecPublicKey is the curve
@@ -11141,18 +11170,18 @@ class RouteWords:
         self.origin = RTPROT_BOOT
         self.flags = 0
         self.has_gateway = False
-        rest = iter(words)
-        for word in rest:
+        remaining = iter(words)
+        for word in remaining:
             if word == "onlink":
                 self.flags |= RTNH_F_ONLINK
                 continue
-            value = next(rest, None)
+            value = next(remaining, None)
             if value is None:
                 raise OSError(errno.EINVAL, f"{quote(word)} needs a value, or is not a word of a route")
-            if not self._field(word, value):
+            if not self._set_field(word, value):
                 self.attributes += self._attribute(word, value)
 
-    def _field(self, word: str, value: str) -> bool:
+    def _set_field(self, word: str, value: str) -> bool:
         """Set the field of struct rtmsg or the metric that belongs to a word, and return True.
 
         Return False if the word has neither, or if the field or the metric can't hold the value.
@@ -11257,8 +11286,10 @@ class Routing:
         target, origin = packed_address(address), packed_address(source) if source else b""
         body = pack_struct(RTMSG_FORM, address_family(address), 8 * len(target), 8 * len(origin), *bytes(5), 0)
         body += attribute(RTA_DST, target)
-        body += attribute(RTA_SRC, origin) if origin else b""
-        body += attribute(RTA_MARK, mark) if mark else b""
+        if origin:
+            body += attribute(RTA_SRC, origin)
+        if mark:
+            body += attribute(RTA_MARK, mark)
         return self._route(self._ask(RTM_GETROUTE, 0, body)[0])
 
     def routes(self, family: int) -> Iterator[Route]:
@@ -11305,7 +11336,8 @@ class Routing:
         kind = 0 if remove else RTN_UNICAST
         body = pack_struct(RTMSG_FORM, family, bits, 0, 0, route.table, origin, scope, kind, route.flags)
         body += attribute(RTA_DST, target) + route.attributes
-        body += attribute(RTA_METRICS | NLA_F_NESTED, route.metrics) if route.metrics else b""
+        if route.metrics:
+            body += attribute(RTA_METRICS | NLA_F_NESTED, route.metrics)
         self._ask(RTM_DELROUTE if remove else RTM_NEWROUTE, ROUTE_ACTIONS[action], body)
 
     @staticmethod
@@ -11342,7 +11374,8 @@ class Routing:
         action = FR_ACT_TO_TBL if add else 0
         body = pack_struct(FIB_RULE_FORM, address_family(to), bits, 0, 0, table, 0, 0, action, 0)
         body += attribute(FRA_DST, target) + attribute(FRA_PRIORITY, priority) + attribute(FRA_FWMARK, int(value, 0))
-        body += attribute(FRA_FWMASK, int(mask, 0)) if mask else b""
+        if mask:
+            body += attribute(FRA_FWMASK, int(mask, 0))
         self._change(add, RTM_NEWRULE, body)
 
     def up(self, device: str) -> None:
@@ -11409,8 +11442,10 @@ def nft_net(field: str, net: str) -> bytes:
     value, bits = split_net(net)
     size = len(value)
     offset = IPV4_SOURCE if size == 4 else IPV6_SOURCE
-    offset += size if field == "destination" else 0
-    mask = (-1 << 8 * size - bits) % (1 << 8 * size)
+    if field == "destination":
+        offset += size
+    host_bits = 8 * size - bits
+    mask = ((1 << 8 * size) - 1) >> host_bits << host_bits
     load = nft_expression(
         "payload", attribute(NFTA_PAYLOAD_DREG, be32(NFT_REG_1)),
         attribute(NFTA_PAYLOAD_BASE, be32(NFT_PAYLOAD_NETWORK_HEADER)),
@@ -11531,7 +11566,8 @@ class NftTable:
         for rule in new:
             body = head + attribute(NFTA_RULE_TABLE, self.name) + attribute(NFTA_RULE_CHAIN, rule.chain)
             body += attribute(NFTA_RULE_EXPRESSIONS | NLA_F_NESTED, rule.expressions)
-            body += attribute(NFTA_RULE_USERDATA, comment_userdata(rule.comment)) if rule.comment else b""
+            if rule.comment:
+                body += attribute(NFTA_RULE_USERDATA, comment_userdata(rule.comment))
             batch.append((NFT_MSG_NEWRULE, create | NLM_F_APPEND, body))
         return batch
 
