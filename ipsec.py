@@ -11648,7 +11648,7 @@ def is_capture(prefix: str) -> bool:
     """Return whether checknflog, of this program or of libreswan, makes rules with this prefix."""
     if prefix.startswith(NFLOG_CONN):
         return True
-    return prefix.startswith(NFLOG_ALL) and prefix[len(NFLOG_ALL):] in ("", *NFLOG_ENDINGS.values())
+    return prefix == NFLOG_ALL or prefix in [NFLOG_ALL + ending for ending in NFLOG_ENDINGS.values()]
 
 
 def rule_place(rule: Capture | FoundRule) -> tuple[str, str]:
@@ -11699,7 +11699,7 @@ class Iptables:
         """
         return "nf_tables" not in self.host.run([self._program(4), "-V"], timeout=timeout).text
 
-    def found(self, wanted: Callable[[str], bool]) -> list[FoundRule]:
+    def find_rules(self, wanted: Callable[[str], bool]) -> list[FoundRule]:
         """Return the NFLOG rules for whose prefix `wanted` returns True.
 
         Raises Failure if the rules can't be read.
@@ -11711,8 +11711,8 @@ class Iptables:
                 prefix = word_after(words, "--nflog-prefix")
                 if words[:1] == ["-A"] and word_after(words, "-j") == "NFLOG" and wanted(prefix):
                     group = int(word_after(words, "--nflog-group", "0"))
-                    every = "0.0.0.0/0" if family == 4 else "::/0"  # iptables-save does not print this network
-                    ends = f"{word_after(words, '-s', every)} {word_after(words, '-d', every)}"
+                    any_net = "0.0.0.0/0" if family == 4 else "::/0"  # iptables-save does not print this network
+                    ends = f"{word_after(words, '-s', any_net)} {word_after(words, '-d', any_net)}"
                     rules.append(FoundRule(words[1], group, prefix, family, ends, encode(line[3:])))
         return rules
 
@@ -11749,10 +11749,12 @@ class Iptables:
                 undo[family] = self._replacement(inserted, removed)
         failures = self._restore(lines)
         if failures:
-            undone = self._restore({family: undo[family] for family in lines if family not in failures})
-            for failure in undone.values():
-                raise UnknownRules(f"{next(iter(failures.values()))}; undoing the change failed, too: {failure}")
-            raise next(iter(failures.values()))
+            failure, *_ = failures.values()
+            changed = [family for family in lines if family not in failures]
+            undo_failures = list(self._restore({family: undo[family] for family in changed}).values())
+            if undo_failures:
+                raise UnknownRules(f"{failure}; undoing the change failed, too: {undo_failures[0]}")
+            raise failure
 
     @staticmethod
     def _replacement(removed: Sequence[str], inserted: Sequence[str]) -> list[str]:
@@ -11767,8 +11769,11 @@ class Iptables:
         """Return a rule as a line of arguments for iptables: the chain, the conditions and the target."""
         if isinstance(capture, FoundRule):
             return decode(capture.body)
-        ends = f" -s {capture.source}" if capture.source else ""
-        ends += f" -d {capture.destination}" if capture.destination else ""
+        ends = ""
+        if capture.source:
+            ends += f" -s {capture.source}"
+        if capture.destination:
+            ends += f" -d {capture.destination}"
         quoted = '"' + capture.prefix.replace("\\", "\\\\").replace('"', '\\"') + '"'
         return (f"{capture.chain}{ends} -m policy --dir {capture.way} --pol ipsec -j NFLOG "
                 f"--nflog-group {capture.group} --nflog-prefix {quoted}")
@@ -11802,15 +11807,7 @@ class NfTables:
     def __init__(self, host: Host) -> None:
         self.table = NftTable(host, NFLOG_TABLE, NFPROTO_INET, NFLOG_CHAINS)
 
-    @staticmethod
-    def usable() -> bool:
-        """Return True, because no program is needed.
-
-        Whether the kernel has nf_tables is known only after the first request.
-        """
-        return True
-
-    def found(self, wanted: Callable[[str], bool]) -> list[FoundRule]:
+    def find_rules(self, wanted: Callable[[str], bool]) -> list[FoundRule]:
         """Return the NFLOG rules for whose prefix `wanted` returns True.
 
         The list is empty if the kernel has no nf_tables.  Raises Failure if the rules can't be read.
@@ -11853,7 +11850,8 @@ class NfTables:
             steps = nft_equal(nft_meta(NFT_META_NFPROTO), bytes((protocol,)))
         steps += nft_ipsec(capture.way)
         for field, net in (("source", capture.source), ("destination", capture.destination)):
-            steps += nft_net(field, net) if net not in ("", *HALVES) else b""
+            if net and net not in HALVES:  # 0.0.0.0/0 and ::/0 match every packet
+                steps += nft_net(field, net)
         group = attribute(NFTA_LOG_GROUP, capture.group.to_bytes(2, "big"))
         return steps + nft_expression("log", group, attribute(NFTA_LOG_PREFIX, capture.prefix))
 
@@ -11881,7 +11879,9 @@ def nflog_backends(host: Host) -> list[Iptables | NfTables]:
     if not backend.usable():
         return [NfTables(host)]
     other = Iptables(host, "-nft" if backend.legacy() else "-legacy")
-    return [backend, *([other] if other.usable() else []), NfTables(host)]
+    if not other.usable():
+        return [backend, NfTables(host)]
+    return [backend, other, NfTables(host)]
 
 
 def nflog_lock(host: Host) -> Lock:
@@ -11946,7 +11946,7 @@ def nflog_replace(host: Host, wanted: Sequence[Capture],
     afterwards.  Raises TimedOut and OSError as nflog_lock() does.
     """
     def matching(backend: Iptables | NfTables) -> list[FoundRule]:
-        return [rule for rule in backend.found(lambda prefix: True) if mine(rule)]
+        return [rule for rule in backend.find_rules(lambda prefix: True) if mine(rule)]
 
     with nflog_lock(host):
         primary, *others = nflog_backends(host)
@@ -12124,7 +12124,9 @@ def make_nflog(host: Host, config: Config) -> list[str]:
     def mine(rule: FoundRule) -> bool:
         if not is_capture(rule.prefix):
             return (rule.prefix, rule_place(rule)) in by_updown
-        return not config.unread or not rule.prefix.startswith(NFLOG_CONN) or rule.prefix in prefixes_read
+        if config.unread and rule.prefix.startswith(NFLOG_CONN):
+            return rule.prefix in prefixes_read
+        return True
 
     replaced = nflog_replace(host, wanted, mine)
     return deleted_nflog_lines(replaced, wanted) + lines
@@ -12137,9 +12139,13 @@ def deleted_nflog_lines(replaced: Sequence[FoundRule], wanted: Sequence[Capture]
     The groups of nflog-all= and of each connection count separately.  The words of the lines are libreswan's.
     """
     kept = {(nflog_owner(rule.prefix), rule.group) for rule in wanted}
-    gone = {(nflog_owner(rule.prefix), rule.group): None for rule in replaced if is_capture(rule.prefix)}
-    return [f"deleting rules{owner} with old nflog group {group}" for owner, group in gone
-            if (owner, group) not in kept]
+    lines = []
+    for rule in replaced:
+        owner = nflog_owner(rule.prefix)
+        line = f"deleting rules{owner} with old nflog group {rule.group}"
+        if is_capture(rule.prefix) and (owner, rule.group) not in kept and line not in lines:
+            lines.append(line)
+    return lines
 
 
 def nflog_owner(prefix: str) -> str:
@@ -12169,7 +12175,8 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
     places = [rule_place(rule) for rule in wanted]
     with nflog_lock(host):
         backend = nflog_backends(host)[0]
-        rules = backend.found(lambda found: found in (prefix, cut_prefix(f"{NFLOG_CONN}{name}")))
+        prefixes = (prefix, cut_prefix(f"{NFLOG_CONN}{name}"))
+        rules = backend.find_rules(lambda rule_prefix: rule_prefix in prefixes)
         existing = [rule for rule in rules if rule_place(rule) in places]
         by_checknflog = [rule_place(rule) for rule in existing
                          if is_capture(rule.prefix) and rule.group == group]
@@ -12286,8 +12293,9 @@ class Updown:
         """
         status = OK
         for step in self.steps(verb):
+            method = getattr(self, step[1:])
             try:
-                status = getattr(self, step[1:])(step[0] == "+") or OK
+                status = method(step.startswith("+")) or OK
             except (Failure, OSError) as error:
                 self.host.warn(f"_updown: {step}: {error}")
                 status = error.status if isinstance(error, Failure) else USAGE
@@ -12371,7 +12379,9 @@ class Updown:
 
         The peer may assign another source address when the connection comes up again.
         """
-        return self._route("del") if self.get("PLUTO_MY_SOURCEIP") and self.yes("PLUTO_IS_PEER_CISCO") else OK
+        if self.get("PLUTO_MY_SOURCEIP") and self.yes("PLUTO_IS_PEER_CISCO"):
+            return self._route("del")
+        return OK
 
     def _source_device(self) -> str:
         """Return the name of the interface to which source() adds the source address."""
@@ -12460,9 +12470,9 @@ class Updown:
     def _route(self, action: str) -> int:
         """Replace or delete (`action`) the routes of the connection.
 
-        They are the route to the peer's client network, if the connection needs it, and with
-        PLUTO_XFRMI_FWMARK the route for ESP packets to the peer and the routing rule that selects this route.
-        Return the status of the first change that fails, or OK.
+        One is the route to the peer's client network, if the connection needs it.  With PLUTO_XFRMI_FWMARK,
+        there is also a route for ESP packets to the peer, and a routing rule that selects this route.  Return
+        the status of the first change that fails, or OK.
         """
         # look up all routes first, because the changes below affect the results
         esp = self._esp_route_words()
@@ -12473,9 +12483,10 @@ class Updown:
         words = self._route_words(action, device)
         fine = [errno.ESRCH, errno.EEXIST] if self.is_since(5, 0) else [errno.ESRCH]
         nets = self._halves() or [self.get("PLUTO_PEER_CLIENT")]
-        for net in nets if wanted else ():
-            if status := self.ip_route(action, net, words, *fine):
-                return status
+        if wanted:
+            for net in nets:
+                if status := self.ip_route(action, net, words, *fine):
+                    return status
         mark = self.get("PLUTO_XFRMI_FWMARK")
         if not mark:
             return OK
@@ -12664,9 +12675,9 @@ class Updown:
     def cat(self, up: bool) -> int:
         """Add or remove client address translation, if the connection uses it (CAT).
 
-        In packets to the peer's client network, it replaces the address of this host with the address that
-        the peer assigned.  In packets from that network, it replaces the assigned address with that of this
-        host.
+        In packets to the peer's client network, the rules replace the address of this host with the address
+        that the peer assigned.  In packets from that network, they replace the assigned address with that of
+        this host.
         """
         peer, given = self.get("PLUTO_PEER_CLIENT"), self.get("PLUTO_MY_CLIENT_NET")
         if not self.get("CAT") or (up and given == "0.0.0.0"):
@@ -12829,12 +12840,14 @@ class Updown:
             words = line.partition("#")[0].split()
             if words[1:]:
                 first.setdefault(words[0], words[1:])
-        domain = first.get("domain", [""])[0]
-        search = first.get("search", [domain] if domain else [])
+        domain = first.get("domain", [])[:1]
+        search = first.get("search", domain)
         search = [*domains, *search] if self.is_since(5, 0) else [*search, *domains]
         lines = ["# Generated by Libreswan (IPsec)"]
-        lines += [f"domain {domain}"] if domain else []
-        lines += [f"search {' '.join(dict.fromkeys(search))}"] if search else []
+        if domain:
+            lines.append(f"domain {domain[0]}")
+        if search:
+            lines.append(f"search {' '.join(dict.fromkeys(search))}")
         lines += [f"nameserver {name}" for name in dict.fromkeys([*servers, *first.get("nameserver", [])])]
         return "\n".join(lines) + "\n"
 
@@ -12857,8 +12870,12 @@ class Updown:
                     self.host.run(["resolvectl", setting, interface, *values])
             elif self.host.exists(backup):
                 before = self.host.read(backup).split()
-                self.host.print(f"restoring {label} to \"{' '.join(before)}\"" if before else f"clearing {label}")
-                self.host.run(["resolvectl", setting, interface, *(before or [""])])
+                if before:
+                    self.host.print(f'restoring {label} to "{" ".join(before)}"')
+                else:
+                    self.host.print(f"clearing {label}")
+                    before = [""]  # with an empty word, resolvectl removes the values
+                self.host.run(["resolvectl", setting, interface, *before])
                 self.host.remove(backup)
 
 
@@ -13094,7 +13111,11 @@ def visible_pluto(host: Host) -> int | None:
     Return None if /proc shows no pluto.  A pluto that /proc does not show may still run; see
     signs_of_pluto().
     """
-    return find_pluto(host) or next(iter(plutos(host)), None)
+    pid = find_pluto(host)
+    if pid:
+        return pid
+    others = plutos(host)
+    return others[0] if others else None
 
 
 def may_run(signs: Sequence[str]) -> Failure:
@@ -13345,7 +13366,6 @@ class Direct:
     def __init__(self, host: Host, *, dry: bool) -> None:
         # pluto runs in the directory `/`, so it needs absolute paths
         host.conf, host.rundir = os.path.abspath(host.conf), os.path.abspath(host.rundir)
-        host.ctlsocket = f"{host.rundir}/pluto.ctl"  # pluto's socket, even if --ctlsocket names another one
         if host.given_nssdir:
             host.given_nssdir = os.path.abspath(host.given_nssdir)
         self.host = host
@@ -13434,8 +13454,8 @@ class Direct:
 
         If this process can't write to /var/log, pluto.log is in the run directory.
         """
-        own = "/var/log" if self.host.writable("/var/log") else self.host.rundir
-        return Config(self.host).setup("logfile", f"{own}/pluto.log")
+        directory = "/var/log" if self.host.writable("/var/log") else self.host.rundir
+        return Config(self.host).setup("logfile", f"{directory}/pluto.log")
 
     def _launch(self, argv: list[str]) -> None:
         """Start pluto and wait until it answers.
@@ -13519,7 +13539,8 @@ class Direct:
         if not self._announce("[stop start manually]"):
             return OK
         check_config(self.host)
-        return self.stop() or self.start()
+        self.stop()
+        return self.start()
 
     def status(self) -> int:
         """Print whether pluto runs, and return the exit status that the LSB defines for it.
@@ -13725,7 +13746,9 @@ def running_managers(host: Host) -> list[Manager]:
             return first in programs and any(map(host.exists, SYSVINIT_MARKS))
         return bool(programs & {first, *names}) or any(map(has_trace, manager.traces.split()))
 
-    return sorted(filter(runs, MANAGERS), key=lambda manager: first not in manager.programs.split())
+    running = [manager for manager in MANAGERS if runs(manager)]
+    running.sort(key=lambda manager: first not in manager.programs.split())  # False sorts before True
+    return running
 
 
 def service_of(host: Host, manager: Manager) -> Service | None:
@@ -13916,7 +13939,6 @@ def act(host: Host, service: Service, action: str, *, dry: bool) -> int:
     the exit status of that command is sufficient.  Raises Failure if the action can't be run, if pluto still
     runs after a stop, or if pluto does not answer after a start.
     """
-    host.ctlsocket = f"{host.rundir}/pluto.ctl"  # as in class Direct
     manager = service.manager
     was_running = not dry and action == "stop" and find_pluto(host) is not None
     if not dry:
@@ -13959,7 +13981,8 @@ def check_action(host: Host, service: Service, action: str) -> None:
         raise Failure(f"{service.name}.service is masked", ERROR, f"systemctl unmask {service.name}.service")
     is_other = host.conf != DEFAULT_CONF or host.rundir not in DEFAULT_RUNDIRS
     if is_start and host.given_nssdir not in ("", *DEFAULT_NSSDIRS):
-        is_other |= host.given_nssdir != configured_directory(host, "nssdir").removeprefix("sql:")
+        configured = configured_directory(host, "nssdir").removeprefix("sql:")
+        is_other = is_other or host.given_nssdir != configured
     if is_other:
         name = service.manager.name
         raise Failure(f"{name} starts pluto with its own configuration and directories", USAGE,
@@ -13994,7 +14017,7 @@ def clean_up_after(host: Host, manager: Manager, *, was_running: bool) -> None:
     `was_running` is true if pluto ran before the stop.
     """
     with host.lock(host.rundir):
-        if not wait_until(lambda: not find_pluto(host), STOP_TIMES[1][1]):
+        if not wait_until(lambda: not find_pluto(host), dict(STOP_TIMES)["SIGTERM"]):
             raise Failure(f"pluto (pid {find_pluto(host)}) still runs: {manager.name} did not start it",
                           ERROR, "ipsec setup stop --init none ends it")
         finish_stop(host, ended=was_running)
@@ -14148,10 +14171,11 @@ def command(names: str, operands: str = "", *, summary: str, options: Sequence[O
 
 def options_by_name(options: Iterable[Opt]) -> dict[str, Opt]:
     """Return a dictionary that maps each spelling of the options to the option."""
-    found: dict[str, Opt] = {}
+    by_name: dict[str, Opt] = {}
     for option in options:
-        found.update(dict.fromkeys(option.names.split(), option))
-    return found
+        for name in option.names.split():
+            by_name[name] = option
+    return by_name
 
 
 def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whose: str, *,
@@ -14524,10 +14548,10 @@ def is_slip(word: str, meant: str) -> bool:
     if abs(len(word) - len(meant)) > 1:
         return False
     same = len(os.path.commonprefix((word, meant)))
-    rest, other = word[same:], meant[same:]
-    is_changed = rest[1:] == other[1:]
-    is_shorter_or_longer = other[1:] == rest or rest[1:] == other
-    is_swapped = rest[:2] == other[:2][::-1] and rest[2:] == other[2:]
+    end, other_end = word[same:], meant[same:]  # the ends begin at the first letter that differs
+    is_changed = end[1:] == other_end[1:]
+    is_shorter_or_longer = other_end[1:] == end or end[1:] == other_end
+    is_swapped = sorted(end[:2]) == sorted(other_end[:2]) and end[2:] == other_end[2:]
     return is_changed or is_shorter_or_longer or is_swapped
 
 
@@ -27172,6 +27196,8 @@ def control_service(host: Host, args: Args, action: str) -> int:
     Raises the same errors as find_service() and act() or, without an init system, those of class Direct.
     """
     host.conf = args.value("--config") or host.conf
+    # the service has the socket of its run directory, even if --ctlsocket names another one
+    host.ctlsocket = os.path.abspath(f"{host.rundir}/pluto.ctl")
     dry, foreground = args.flag("--dry-run"), args.flag("--foreground")
     if foreground and action != "start":
         raise Failure(f"ipsec setup {action}: only start has the option --foreground", USAGE)

@@ -47,7 +47,7 @@ class Restoring(ipsec.Host):
 
 
 def test_rules_of_ours_are_known_by_their_prefix_alone() -> None:
-    found = ipsec.Iptables(Restoring()).found(ipsec.is_capture)
+    found = ipsec.Iptables(Restoring()).find_rules(ipsec.is_capture)
     assert [(rule.chain, rule.group, rule.prefix, rule.ends) for rule in found] == [
         ("INPUT", 50, "all-ipsec", "0.0.0.0/0 0.0.0.0/0"), ("INPUT", 0, "all-ipsec", "0.0.0.0/0 0.0.0.0/0"),
         ("OUTPUT", 7, "ipsec-conn:a b", "10.1.0.0/24 10.2.0.0/24")]
@@ -73,7 +73,7 @@ def test_one_transaction_for_each_family_in_the_order_that_they_shall_stand() ->
     backend = ipsec.Iptables(host)
     new = [ipsec.Capture("INPUT", "in", 51, "all-ipsec"),
            ipsec.Capture("OUTPUT", "out", 7, 'ipsec-conn:"\\', 6, "2001:db8::/64", "::1/128")]
-    backend.change(backend.found(ipsec.is_capture), new)
+    backend.change(backend.find_rules(ipsec.is_capture), new)
     assert host.restored == [("iptables-restore", [
         "*filter",
         '-D INPUT -m policy --dir in --pol ipsec -j NFLOG --nflog-prefix  "all-ipsec" --nflog-group 50',
@@ -91,7 +91,7 @@ def test_a_family_that_fails_undoes_the_other() -> None:
     host = Restoring("ip6tables-restore")
     backend = ipsec.Iptables(host)
     with pytest.raises(ipsec.Failure, match="ip6tables-restore: .* failed"):
-        backend.change(backend.found(ipsec.is_capture)[:1], [ipsec.Capture("INPUT", "in", 51, "all-ipsec")])
+        backend.change(backend.find_rules(ipsec.is_capture)[:1], [ipsec.Capture("INPUT", "in", 51, "all-ipsec")])
     assert [name for name, _ in host.restored] == ["iptables-restore", "ip6tables-restore", "iptables-restore"]
     assert host.restored[2][1] == [
         "*filter", '-D INPUT -m policy --dir in --pol ipsec -j NFLOG --nflog-group 51 --nflog-prefix "all-ipsec"',

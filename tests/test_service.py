@@ -249,14 +249,16 @@ def test_a_service_has_its_own_configuration_and_directories(action: str, option
 @pytest.mark.parametrize("action", ["start", "status"])
 def test_the_service_has_the_control_socket_of_its_run_directory(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the socket that --ctlsocket names, a start would wait in vain for pluto, and then kill it."""
-    host, args = ipsec.Host({}, rundir="/run/blue", ctlsocket="/x"), ipsec.Args()
+    monkeypatch.chdir("/proc")
+    host, args = ipsec.Host({}, rundir="./blue", ctlsocket="/x"), ipsec.Args()
     args.options["--init"] = ["none"]
     asked: list[str] = []
     monkeypatch.setattr(ipsec.Direct, action, lambda self, **_: asked.append(self.host.ctlsocket))
     ipsec.control_service(host, args, action)
-    assert asked == ["/run/blue/pluto.ctl"]
-    host = ipsec.Host({}, ctlsocket="/x")
-    ipsec.act(host, ipsec.Service(ipsec.MANAGERS[0], "ipsec"), action, dry=True)
+    assert asked == ["/proc/blue/pluto.ctl"]
+    host, args.options["--dry-run"] = ipsec.Host({}, ctlsocket="/x"), [""]
+    monkeypatch.setattr(ipsec, "find_service", lambda *_: ipsec.Service(ipsec.MANAGERS[0], "ipsec"))
+    ipsec.control_service(host, args, action)
     assert host.ctlsocket == "/run/pluto/pluto.ctl"
 
 
@@ -425,7 +427,7 @@ def test_a_kernel_without_netfilter_has_no_rules_to_remove(monkeypatch: pytest.M
 
     monkeypatch.setattr(host, "netlink", without)
     rules = ipsec.NfTables(host)
-    assert rules.found(lambda prefix: True) == []
+    assert rules.find_rules(lambda prefix: True) == []
     with pytest.raises(ipsec.Failure, match="install iptables"):
         rules.change([], [ipsec.Capture("INPUT", "in", 50, "x")])
 
@@ -541,7 +543,6 @@ def test_pluto_gets_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     argv = ipsec.Direct(host, dry=False)._argv(foreground=False)
     assert argv[1:] == ["--config", f"{tmp_path}/x.conf", "--nofork", "--rundir", f"{tmp_path}/run",
                         "--nssdir", f"{tmp_path}/nss", "--logfile", "/var/log/pluto.log"]
-    assert host.ctlsocket == f"{tmp_path}/run/pluto.ctl"
 
 
 def test_only_root_starts_and_stops(gateway: ipsec.Host, monkeypatch: pytest.MonkeyPatch,
