@@ -15599,10 +15599,14 @@ class Report:
         for outcome in INCOMPLETE:
             if outcome in self.ended:
                 lines.append(f"{outcome}: {', '.join(self.ended[outcome])}")
+        lines.append(self.masked_text())
+        return "".join(f"{line}\n" for line in lines)
+
+    def masked_text(self) -> str:
+        """Return how many values were masked, and how many lines of other programs were left out."""
         masked = count_text(self.masked, "value")
         left_out = count_text(self.log_filter.left_out, "line")
-        lines.append(f"{masked} masked, {left_out} of other programs left out")
-        return "".join(f"{line}\n" for line in lines)
+        return f"{masked} masked, {left_out} of other programs left out"
 
     def log_lines(self, lines: Iterable[str], *, shared: bool = False) -> Iterable[str]:
         """Return the lines of a log that are about IPsec, with dumped bytes masked (LogFilter.lines()).
@@ -16036,11 +16040,11 @@ def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outc
     return ERROR
 
 
-def missing_rights(host: Host, name: str, sections: Sequence[str]) -> str:
-    """Return a line that says how many sections the system denied, and how to get the missing rights.
+def missing_rights(host: Host, sections: Sequence[str]) -> str:
+    """Return a text that says how many sections the system denied, and how to get the missing rights.
 
-    `name` is the command, with which the line begins.  `sections` has the names of the denied sections.  If
-    this process is root and lacks none of the capabilities, the line lists these names instead.
+    `sections` has the names of the denied sections.  If this process is root and lacks none of the
+    capabilities, the text lists these names instead.
     """
     count = count_text(len(sections), "section")
     verb = "needs" if len(sections) == 1 else "need"
@@ -16048,7 +16052,7 @@ def missing_rights(host: Host, name: str, sections: Sequence[str]) -> str:
         words = [*sys.argv]
         if "/" not in words[0] or not os.access(words[0], os.X_OK):
             words.insert(0, "python3")
-        return f"{name}: {count} {verb} root: {shell_words(['sudo', *words])}"
+        return f"{count} {verb} root: {shell_words(['sudo', *words])}"
 
     missing = []
     for section in sections:
@@ -16056,9 +16060,9 @@ def missing_rights(host: Host, name: str, sections: Sequence[str]) -> str:
         if capability not in missing and not has_capability(host, capability):
             missing.append(capability)
     if not missing:
-        return f"{name}: {count} denied: {', '.join(sections)}"
+        return f"{count} denied: {', '.join(sections)}"
     options = " ".join(f"--cap-add {capability}" for capability in missing)
-    return f"{name}: {count} {verb} more rights than root has here: start the container with {options}"
+    return f"{count} {verb} more rights than root has here: start the container with {options}"
 
 
 def text_of_lines(lines: Iterable[str]) -> Iterator[str]:
@@ -22116,9 +22120,9 @@ def verify_command(host: Host, args: Args) -> int:
 # --- barf ---------------------------------------------------------------------------------------------------
 #
 # The table of the sections in the order of the report, and the bodies of the sections.  A body is a function
-# that takes the Report and yields the text of its section in pieces.  Sections that libreswan's barf also has
-# keep the heading and the order of 3.29 and 4.10 (barf(8), programs/barf), but /proc/crypto comes later,
-# because it is long.  Other sections are near similar sections, and the sections for KLIPS are left out.
+# that takes the Report and yields the text of its section in pieces.  The headings and the order are those of
+# libreswan 3.29 and 4.10 (barf(8), programs/barf), with three differences: /proc/crypto comes later, because
+# it is long; the sections for KLIPS are left out; each new section stands next to a similar one.
 
 SHORT_LOG = 500  # with --short, barf shows this many lines of each log, as libreswan's barf does
 MODULE_NAMES = ("xfrm", "ipsec", "esp")
@@ -22158,7 +22162,7 @@ def matching_files(pattern: str, *, separator: str = ": ", below: str = "") -> S
     return body
 
 
-def matching(lines: Iterable[str], words: Sequence[str]) -> Iterator[str]:
+def lines_containing(lines: Iterable[str], words: Sequence[str]) -> Iterator[str]:
     """Yield the lines that contain one of the words, whatever their case.  `words` are in lower case."""
     for line in lines:
         lower = line.lower()
@@ -22197,13 +22201,14 @@ def uptime(report: Report) -> Iterator[str]:
 
     The values come from /proc/uptime and /proc/loadavg (proc(5)).
     """
-    seconds = int(float(report.host.read("/proc/uptime").split()[0]))
+    seconds = float(report.host.read("/proc/uptime").split()[0])
     load = ", ".join(report.host.read("/proc/loadavg").split()[:3])
-    days, rest = divmod(seconds, 86400)
-    since = f"{rest // 3600}:{rest % 3600 // 60:02}"
+    hours, minutes = divmod(int(seconds) // 60, 60)
+    days, hours = divmod(hours, 24)
+    duration = f"{hours}:{minutes:02}"
     if days:
-        since = f"{count_text(days, 'day')}, {since}"
-    yield f" {time.strftime('%H:%M:%S')} up {since}, load average: {load}\n"
+        duration = f"{count_text(days, 'day')}, {duration}"
+    yield f" {time.strftime('%H:%M:%S')} up {duration}, load average: {load}\n"
 
 
 def fqdn(report: Report) -> Iterator[str]:
@@ -22235,14 +22240,16 @@ def distribution(report: Report) -> Iterator[str]:
     names = [name for name in candidates if host.exists(name)]
     if not names:
         raise Missing("no release file in /etc")
+    show_secrets = report.redactor.show_secrets
     for name in names:
-        show_all = os.path.basename(name) in RELEASE_FILES or report.redactor.show_secrets
+        has_one_line = os.path.basename(name) in RELEASE_FILES
         for line in host.lines(name):
-            if not show_all or (line.startswith("#") and not report.redactor.show_secrets):
+            is_harmless = has_one_line and not line.startswith("#")
+            if not show_secrets and not is_harmless:
                 line = shown_release_line(line)
             yield f"{name}: {line}\n"
-            if os.path.basename(name) in RELEASE_FILES and not report.redactor.show_secrets:
-                break  # such a file has one line
+            if not show_secrets and has_one_line:
+                break  # a further line may hold anything
 
 
 def shown_lines(name: str, show: Callable[[str], str]) -> SectionBody:
@@ -22296,7 +22303,7 @@ def kernel_symbols(report: Report) -> Iterator[str]:
     """
     for data in whole_lines(report.host.chunks("/proc/kallsyms")):
         if b"netif_rx" in data:
-            yield from matching(decode(data).splitlines(), ("netif_rx",))
+            yield from lines_containing(decode(data).splitlines(), ("netif_rx",))
             return
     raise Failure("/proc/kallsyms: no netif_rx, so the kernel has no symbols")
 
@@ -22307,7 +22314,7 @@ def kernel_log(report: Report) -> Iterator[str]:
     if not report.redactor.show_secrets:
         # the message with the kernel's command line is left out, because it may have passwords
         messages = (without_log_prefix(line) for line in messages if "ommand line" not in line)
-    return matching(messages, MODULE_NAMES)
+    return lines_containing(messages, MODULE_NAMES)
 
 
 def kernel_debug_log(report: Report) -> Iterator[str]:
@@ -22327,10 +22334,10 @@ def last_lines(lines: Iterable[str], most: int) -> Iterable[str]:
 def pluto_log(report: Report) -> Iterator[str]:
     """Yield pluto's messages from the file of logfile= and from the journal.
 
-    If no file of logfile= can be read, and the journal has no messages, yield the messages from the first of
-    SYSLOGS with a start of pluto.  Raises Missing if there is no such log either.  If this process is not
-    permitted to read the file or the journal, raises PermissionError or Denied after the other logs, unless
-    the messages come from one of SYSLOGS.
+    If that file can't be read and the journal has no messages, yield the messages from the first of SYSLOGS
+    with a start of pluto.  Raises Missing if no log is found.  If this process is not permitted to read the
+    file or the journal, the PermissionError or Denied is raised at the end, but only if none of SYSLOGS was
+    used.
     """
     denied: Exception | None = None
     in_file = in_journal = in_syslog = False
@@ -22449,11 +22456,11 @@ def log_text(report: Report, name: str, since: float, *, shared: bool = False) -
     if starts_late:
         next(lines, "")  # skip the rest of a cut line, because half of a secret would not be masked
     if since:
-        lines = newer(lines, since)
+        lines = lines_since(lines, since)
     yield from shortened_log(report, lines, shared=shared)
 
 
-def newer(lines: Iterable[str], since: float) -> Iterator[str]:
+def lines_since(lines: Iterable[str], since: float) -> Iterator[str]:
     """Yield all lines from the first line whose time is `since` (seconds since the epoch) or later."""
     lines = iter(lines)
     for line in lines:
@@ -22629,8 +22636,10 @@ def surroundings(report: Report) -> Iterator[str]:
     host = report.host
     for name in ("/.dockerenv", "/run/.containerenv", "/run/systemd/container"):
         if host.exists(name):
-            # the files of docker and podman are not shown, because they may have settings of the container
-            yield f"{name}: {shown_remark(host.value(name)) if name.startswith('/run/systemd/') else 'present'}\n"
+            text = "present"  # the files of docker and podman may have settings of the container
+            if name == "/run/systemd/container":
+                text = shown_remark(host.value(name))
+            yield f"{name}: {text}\n"
     if not host.live:
         return
     yield f"pid 1: {host.value('/proc/1/comm', 'not readable')}\n"
@@ -22654,7 +22663,7 @@ def security_modules(report: Report) -> Iterator[str]:
         yield f"AppArmor: {'enabled' if has_apparmor else 'not active'}\n"
         profiles = "/sys/kernel/security/apparmor/profiles"
         if host.superuser and host.exists(profiles):
-            yield from matching(host.lines(profiles), ("ipsec", "pluto"))
+            yield from lines_containing(host.lines(profiles), ("ipsec", "pluto"))
 
     for name in ("/etc/selinux/config", "/etc/apparmor.d/usr.lib.ipsec.pluto", "/etc/crypto-policies/config"):
         if host.exists(name):
@@ -22730,11 +22739,7 @@ KERNEL_OPTIONS = ("IPSEC", "ESP", "CONFIG_NET_KEY", "CONFIG_INET", "CONFIG_IP", 
 
 
 def report_sections(host: Host) -> list[ReportSection]:
-    """Return the sections of barf in their order.
-
-    Names and order are those of libreswan 3.29 and 4.10, but /proc/crypto comes later.  A section that
-    libreswan does not have is near a similar section.  The section `summary` is the first.
-    """
+    """Return the sections of barf in the order of the report."""
     part = ReportSection
     net, conf = "/proc/sys/net", "/proc/sys/net/ipv4/conf/"
     save = ("--modprobe=/dev/null",)
@@ -22747,7 +22752,7 @@ def report_sections(host: Host) -> list[ReportSection]:
         return part(name, f"cat {name}", cat(name), live=True, bulk=True)
 
     def disk_file(name: str, show: Callable[[str], str]) -> ReportSection:
-        return part(name[1:], f"cat {name}", shown_lines(name, show))
+        return part(name.removeprefix("/"), f"cat {name}", shown_lines(name, show))
 
     policies = []
     for name in names_or_pattern(host, f"{host.confddir}/policies/*"):
@@ -22886,14 +22891,13 @@ def barf(host: Host, args: Args) -> int:
 
     status = completeness(host, "barf", report.ended, FAILED)
     denied = report.ended.get("denied", [])
-    rights = missing_rights(host, "barf", denied) if denied else ""
+    rights = missing_rights(host, denied) if denied else ""
     if file or report.shows_progress:
         name, size = (output, file.size) if file else (host.stdout_name(), report.size)
-        counts = report.ending().splitlines()[-1]
-        note = f"; {rights.removeprefix('barf: ')}" if rights else ""
-        host.warn(f"barf: wrote {name}, {size_text(size)}; {counts}{note}")
+        note = f"; {rights}" if rights else ""
+        host.warn(f"barf: wrote {name}, {size_text(size)}; {report.masked_text()}{note}")
     elif rights:
-        host.warn(rights)
+        host.warn(f"barf: {rights}")
     if denied and args.flag("--strict"):
         return ERROR
     return status
@@ -23087,9 +23091,9 @@ def nss_data(report: Report) -> Iterator[dict[str, Any]]:
                             "lists of objects"),
         Opt("--timeout", "SECONDS", "seconds to wait for a program such as iptables (default 10)"),
         Opt("--version", None, "print the version")),
-    details="Without an argument, look shows all parts except one of the two firewall parts: nftables is left "
-            "out, or, if iptables is not installed, iptables. Keys are never shown.\n\nExit status: 0, or 1 if a part "
-            "could not be shown. Standard error names that part.")
+    details="Without an argument, look shows all parts, but only one firewall: iptables or, if that is not "
+            "installed, nftables. Keys are never shown.\n\nExit status: 0, or 1 if a part could not be shown. "
+            "Standard error names that part.")
 def look_command(host: Host, args: Args) -> int:
     """Run `ipsec look [WORD...]`.  Return OK, or ERROR if a part could not be shown.
 
@@ -23116,7 +23120,7 @@ def look_command(host: Host, args: Args) -> int:
 
     incomplete: Sequence[str] = INCOMPLETE
     if host.live:
-        incomplete = OUTCOMES[1:]  # on a running system, a part that is absent counts as incomplete too
+        incomplete = ("absent", *INCOMPLETE)
     return completeness(host, "look", ended, incomplete)
 
 
@@ -23177,9 +23181,9 @@ class PacketFates:
     def fate(self, destination: str, source: str = "") -> dict[str, Any]:
         """Return what happens to packets from `source` to `destination`.
 
-        The result has the members of an object of show --json from `source` to `exceptions`.  If `source` is
-        empty, the source of the query is used or, if that is empty, too, the source that the kernel chooses.
-        Raises OSError if the kernel refuses to list policies or states.
+        The result is an object of show --json without `name` and `protected_sources`.  An empty `source`
+        stands for the source of the query.  If that is empty too, the kernel chooses the source.  Raises
+        OSError if the kernel refuses to list policies or states.
         """
         source = source or self.query.source
         result: dict[str, Any] = {
@@ -23195,10 +23199,12 @@ class PacketFates:
             result["why"] = "the destination is an address of this host"
             return result
         if "." in destination:
-            names = [device, "all"] if reads_disable_xfrm_of_all(self.host) else [device]
-            for name in names:
+            places = {device: device}
+            if reads_disable_xfrm_of_all(self.host):
+                places["all"] = "all interfaces"
+            for name, place in places.items():
                 if read_sysctl(self.host, f"net.ipv4.conf.{name.replace('.', '/')}.disable_xfrm") == "1":
-                    result["why"] = f"disable_xfrm is set on {'all interfaces' if name == 'all' else name}"
+                    result["why"] = f"disable_xfrm is set on {place}"
                     return result
 
         is_dropped, exceptions, policy = self._policies(source, destination, device)
@@ -23523,30 +23529,25 @@ Entries = list["dict[str, Any]"]
 class Diagnosis(Record):
     """The state of a connection and, if the connection does not work, the cause.
 
-    `state`: up, partly up, down, on demand (waits for a packet), waiting (for a client), not loaded, not
-    oriented, or unknown.  `level`: OK, WARN, FAIL, or SKIP if the cause can't be known.  `cause`: the name of
-    a row of CAUSES, the name of a check of verify, or a word that only `ipsec why` uses.  `short` is a title
-    of a few words.  `means` is a sentence that continues `"NAME" is STATE: `.  `check` is printed after the
-    word `check` and names what to look at.  `command` is a command line for a shell.  `side`: the end to look
-    at first, here, peer or both.  `when`: the time of the evidence or, for a connection that is up, of its
-    oldest SA, in seconds since the epoch; None if unknown.  `evidence`: lines of pluto's log or counters,
-    with secrets masked.  `others`: further findings.  `tried`: how often the connection was tried or, if the
-    connection is up, how much traffic it had.  A text is empty if there is nothing to say.
+    A text is empty if there is nothing to say.  `state` is up, partly up, down, on demand (waits for a
+    packet), waiting (for a client), not loaded, not oriented, or unknown.  `when` is the time of the evidence
+    in seconds since the epoch, or None if unknown.  For a connection that is up, it is the time at which the
+    oldest SA came up.
     """
 
     connection: str
     state: str
-    level: str
-    cause: str = ""
-    short: str = ""
-    means: str = ""
-    check: str = ""
-    command: str = ""
-    side: str = ""
+    level: str  # OK, WARN, FAIL, or SKIP if the cause can't be known.
+    cause: str = ""  # The name of a row of CAUSES, of a check of verify, or a word that only `ipsec why` uses.
+    short: str = ""  # A title of a few words.
+    means: str = ""  # What the state means; printed after `"NAME" is STATE: `.
+    check: str = ""  # What to look at; printed after the word `check`.
+    command: str = ""  # A command line for a shell.
+    side: str = ""  # The end to look at first: here, peer or both.
     when: float | None = None
-    evidence: Sequence[str] = ()
-    others: Sequence[str] = ()
-    tried: str = ""
+    evidence: Sequence[str] = ()  # Lines of pluto's log, or counters of the kernel, with secrets masked.
+    others: Sequence[str] = ()  # Further findings.
+    tried: str = ""  # How often the connection was tried or, if it is up, how much traffic it had.
 
 
 class ConnTraffic(Record):
@@ -23581,21 +23582,14 @@ class Diagnoser:
         self.timeout = timeout
         self.redactor = redactor_of(host, config=self.facts.config)
         self.whack_lines: list[LogLine] = []
-        self._log: PlutoLog | Exception | None = None
 
+    @once
     def log(self) -> PlutoLog:
         """Return pluto's log since pluto started.
 
         Raises PermissionError if this process is not permitted to read the log, Missing if no log was found.
         """
-        if self._log is None:
-            try:
-                self._log = read_pluto_log(self.host, self.facts.config, self.timeout)
-            except (OSError, Missing) as error:
-                self._log = error
-        if isinstance(self._log, Exception):
-            raise self._log
-        return self._log
+        return read_pluto_log(self.host, self.facts.config, self.timeout)
 
     def names(self) -> list[str]:
         """Return the names of the connections in the file, then the names that only pluto has.
@@ -23644,10 +23638,10 @@ class Diagnoser:
             raise
         if name in loaded:
             return loaded[name]
-        found: Entries = []
+        aliased: Entries = []
         for entries in loaded.values():
-            found += [entry for entry in entries if name in entry["options"].get("aliases", "").split()]
-        return found
+            aliased += [entry for entry in entries if name in entry["options"].get("aliases", "").split()]
+        return aliased
 
     def diagnose(self, name: str) -> Diagnosis:
         """Return the state of a connection and, if the connection does not work, the most likely cause."""
@@ -23773,25 +23767,25 @@ class Diagnoser:
             command=shell_words(["ipsec", "up", name]), side="here", when=last.when,
             evidence=[self._shown(last)], tried=tried)
 
-    def _unknown_peers(self) -> dict[str, LogLine]:
-        """Return the addresses that asked for an IKE SA and are no peer of a loaded connection.
+    def _unknown_peer(self) -> tuple[str, LogLine] | None:
+        """Return the last address that pluto refused and that is not the peer of a loaded connection.
 
-        The address that asked last is the first key.  The value is the last line of the log that says that
-        pluto refused a request from the address.  Raises the errors of log().
+        The second value is the line of pluto's log about the refused request.  Return None if the log has no
+        such line.  Raises the errors of log().
         """
         known: set[str] = set()
         for entries in self.facts.loaded().values():
             known.update(entry["remote"]["host"] for entry in entries)
 
-        unknown: dict[str, LogLine] = {}
         for line in reversed(self.log().lines):
             if not line.text.startswith("packet from "):
                 continue
+            sender = line.text.removeprefix("packet from ").partition(": ")[0]  # ADDRESS:PORT
+            address = sender.rpartition(":")[0].strip("[]")
             cause = cause_of(line.text)
-            address = line.text[12:].partition(": ")[0].rpartition(":")[0].strip("[]")
             if cause and cause.name in ("unknown-peer", "version-refused") and address not in known:
-                unknown.setdefault(address, line)
-        return unknown
+                return address, line
+        return None
 
     def _is_wanted(self, name: str, entries: Entries) -> bool:
         """Return True if the connection should be up: auto=start is set, or pluto's policy for it has UP."""
@@ -23830,9 +23824,9 @@ class Diagnoser:
                 return from_finding(name, state, finding, tried=tried, others=[reason, *others])
 
         others = self._texts(problems)
-        unknown = {} if problem else self._unknown_peers()
+        unknown = None if problem else self._unknown_peer()
         if unknown:
-            address, line = next(iter(unknown.items()))
+            address, line = unknown
             expected = ", ".join(sorted(self.peers(name, entries)))
             return Diagnosis(
                 name, state, "WARN", cause="unknown-peer", short="unknown peer asks",
@@ -23890,10 +23884,13 @@ class Diagnoser:
         if conn:
             hosts += [conn.get("right"), conn.get("left")]
         own = {entry["local"]["host"] for entry in entries}
-        return next((host for host in hosts if host and not host.startswith("%") and host not in own), "PEER")
+        for host in hosts:
+            if host and not host.startswith("%") and host not in own:
+                return host
+        return "PEER"
 
     def _refined(self, cause: Cause, entries: Entries) -> str:
-        """Return `means` of the cause, or a more exact text if the connection's policy permits that."""
+        """Return `means` of the cause, or a more exact text for the policy of the connection."""
         policy: set[str] = set()
         for entry in entries:
             policy.update(entry["policy"])
@@ -23964,7 +23961,8 @@ class Diagnoser:
         serials = {entry["child_sa"] for entry in entries if entry["child_sa"]}
         by_serial = exact_traffic(self.host, self.timeout)
         counts = [by_serial[serial] for serial in serials if serial in by_serial]
-        if not counts or any(count[key] is None for count in counts for key in ("bytes_in", "bytes_out")):
+        is_complete = all(None not in (count["bytes_in"], count["bytes_out"]) for count in counts)
+        if not counts or not is_complete:
             return ConnTraffic(0, 0, None, "the traffic is not known")
 
         bytes_in = sum(count["bytes_in"] for count in counts)
@@ -23988,8 +23986,9 @@ class Diagnoser:
             return None
         diagnosis = self._from_cause(name, "partly up", cause=clues[0].cause, clues=clues, entries=entries,
                                      tried=tried)
-        means = f"the last client that tried failed: {diagnosis.means}"
-        return Diagnosis(**{**diagnosis._asdict(), "level": "WARN", "means": means})
+        fields = diagnosis._asdict()
+        fields.update(level="WARN", means=f"the last client that tried failed: {diagnosis.means}")
+        return Diagnosis(**fields)
 
     def _pairs(self, name: str) -> Iterator[tuple[Tunnel, str, str]]:
         """Yield (tunnel, network on this side, network of the peer) for each tunnel of the connection.
@@ -24048,9 +24047,9 @@ class Diagnoser:
         if ours in EVERYTHING or ours.removesuffix(host_bits) == tunnel.conn.get(tunnel.here):
             return ""  # the source is unknown, or it is this host's address, which NAT does not change
         return self.facts.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner,
-                                   state="new", family=family_of(ours), ipsec_out="exists ipsec")
+                                 state="new", family=family_of(ours), ipsec_out="exists ipsec")
 
-    # methods that several of the methods above call
+    # common to all states
 
     def _findings(self, names: str, conn: str) -> list[Finding]:
         """Run checks of verify and return their FAIL findings, then their WARN findings.
@@ -24080,7 +24079,10 @@ class Diagnoser:
 
 def concerns(why: str, conn: str) -> bool:
     """Return whether the reason of a finding of verify names the connection `conn`, or no connection."""
-    return "conn " not in why or any(f"conn {conn}{end}" in f"{why} " for end in " :,")
+    if "conn " not in why:
+        return True
+    text = f"{why} "  # so that a character also follows a name at the end
+    return any(f"conn {conn}{end}" in text for end in " :,")
 
 
 def ike_versions(policy: Collection[str]) -> str:

@@ -470,7 +470,8 @@ def diagnoser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Diagnoser:
 
 def set_log(diagnoser: Diagnoser, *texts: str) -> None:
     """Give the diagnoser these lines as pluto's log."""
-    diagnoser._log = PlutoLog("log", [LogLine(None, text) for text in texts])
+    log = PlutoLog("log", [LogLine(None, text) for text in texts])
+    diagnoser.log = lambda: log  # type: ignore[method-assign]
 
 
 def test_a_diagnosis_has_cause_evidence_and_no_secret(diagnoser: Diagnoser) -> None:
