@@ -22990,7 +22990,8 @@ def policy_order(policy: str) -> tuple[bool, int, int, str]:
     if is_ipv6 and "type" in words:
         icmp_type = words[words.index("type") + 1]
     priority = words[words.index("priority") + 1]
-    return is_ipv6, int(icmp_type), int(priority), policy.replace("\n", "\\")
+    line = policy.replace("\n", "\\")  # libreswan sorts lines of `ip -o`, which writes a line end as a backslash
+    return is_ipv6, int(icmp_type), int(priority), line
 
 
 def trimmed(text: str) -> str:
@@ -23006,10 +23007,9 @@ def main_routes(report: Report) -> Iterator[str]:
 def iptables_lists(report: Report) -> Iterator[str]:
     """Yield the chain IPSEC of the `mangle` tables of IPv4 and IPv6, then the table `filter` of IPv4.
 
-    The tables are shown as iptables lists them.  If iptables-legacy lists a table that does not exist, it
-    creates the table.  Therefore `mangle`, and with iptables-legacy also `filter`, is listed only if the
-    kernel's ip_tables or ip6_tables already has the table.  A chain IPSEC that does not exist is left out.
-    Raises Failure if iptables can't be run or can't list the table `filter`.
+    iptables-legacy creates each table that it lists.  Therefore a table is listed only if the kernel's
+    ip_tables or ip6_tables already has it; other variants of iptables always list `filter`.  A chain IPSEC
+    that does not exist is left out.  Raises Failure if iptables can't be run or can't list `filter`.
     """
     host = report.host
     backend: Iptables = load_part("Iptables")(host)
@@ -23678,7 +23678,7 @@ class Diagnoser:
         return Diagnosis(
             name, "down", "FAIL", cause="pluto-down", short="pluto not running", means=means, check=check,
             command=start_advice(self.host), side="here",
-            others=[f"the request for pluto's status failed: {failure}"])
+            others=[f"the request for pluto's status failed: {failure.message}"])
 
     # not loaded
 
@@ -23807,16 +23807,9 @@ class Diagnoser:
                 others = [f"pluto's log: {problem}"]
             return Diagnosis(name, state, "OK", others=others)
 
-        reason = "pluto's log has no attempt since pluto started"
-        if tried:
-            reason = "pluto's log does not say why the last attempt failed"
-        if last and last.was_up:  # libreswan 5 does not log that the peer deletes an SA of IKEv2
-            reason = "the tunnel was up, and ended without a reason in pluto's log; probably the peer deleted it"
-        elif last and last.ike_up:
-            reason = ("an IKE SA was set up, but pluto's log has no request for an IPsec SA after that (one "
-                      "end may wait for mode config, leftmodecfgclient=, or XAUTH)")
-        if problem:
-            reason = f"the cause is unknown, because pluto's log can't be read ({problem})"
+        reason = f"the cause is unknown, because pluto's log can't be read ({problem})"
+        if not problem:
+            reason = text_about_attempt(last)
         problems = self._findings(NO_REASON_CHECKS, name)
         for finding in problems:
             if explains(finding, "silent"):
@@ -24077,6 +24070,18 @@ class Diagnoser:
         return f"{clock_text(line.when)} {text}".strip()[:400]
 
 
+def text_about_attempt(attempt: Attempt | None) -> str:
+    """Return what pluto's log says about the last attempt, for which it gives no cause of a failure."""
+    if attempt is None:
+        return "pluto's log has no attempt since pluto started"
+    if attempt.was_up:  # libreswan 5 does not log that the peer deletes an SA of IKEv2
+        return "the tunnel was up, and ended without a reason in pluto's log; probably the peer deleted it"
+    if attempt.ike_up:
+        return ("an IKE SA was set up, but pluto's log has no request for an IPsec SA after that (one end may "
+                "wait for mode config, leftmodecfgclient=, or XAUTH)")
+    return "pluto's log does not say why the last attempt failed"
+
+
 def concerns(why: str, conn: str) -> bool:
     """Return whether the reason of a finding of verify names the connection `conn`, or no connection."""
     if "conn " not in why:
@@ -24319,13 +24324,16 @@ def connection_names(host: Host) -> list[str]:
 def no_connection(host: Host, name: str, where: str = "") -> str:
     """Return the error message for a connection that is not found, with a hint if there is one.
 
-    `where` is the text that names the configuration file, or empty if pluto has not loaded the connection.
-    The hint is a similar name.  If ipsec.conf has the connection, the hint is the command that loads it.
+    `where` is ` in FILE` if the configuration file does not have the connection, and empty if pluto does not
+    have it.  The hint is a similar name or, if only pluto does not have the connection, the command that
+    loads it.
     """
     message = f"no connection named {quote(name)}{where}"
     names = connection_names(host)
-    hint = suggest(name, names) if name not in names else ""
-    if name in names and not where:
+    hint = ""
+    if name not in names:
+        hint = suggest(name, names)
+    elif not where:
         hint = f"it is not loaded; load it with: {shell_words(['ipsec', 'add', name])}"
     return f"{message} ({hint})" if hint else message
 
@@ -24478,10 +24486,10 @@ class WhackRunner:
     def _end_connection(self, words: Sequence[str]) -> int:
         """Run libreswan's whack to terminate or delete a connection; return its exit status.
 
-        Up to 4.15, whack prints nothing and exits with 0 if the connection is unknown, and in some cases also
-        if the connection is known.  Therefore pluto's status decides whether the connection is known.  The
-        status is read before a delete, or after a terminate for which whack printed nothing.  Raises
-        Failure(UNKNOWN_NAME) if whack of these releases is silent and the connection is unknown.
+        Up to 4.15, whack prints nothing and exits with 0 if pluto does not have the connection.  Since whack
+        can also be silent about a connection that pluto has, pluto's status decides.  It is read before a
+        delete, or after a terminate for which whack printed nothing.  Raises Failure(UNKNOWN_NAME) if whack
+        of these releases is silent and pluto does not have the connection.
         """
         name = words[words.index("--name") + 1]
         is_old = is_before_5(self.host)
@@ -24519,8 +24527,8 @@ class WhackRunner:
         """Make pluto negotiate a connection, and wait for the outcome.
 
         Return OK if the connection came up, or if its kind (such as a template) has no IPsec SA.  Otherwise
-        return whack's exit status, or ERROR if whack's status is 0; if the connection is not up, also print
-        the cause to standard error.  After Ctrl-C, take the connection down.
+        print the cause to standard error, unless the connection is up by now, and return whack's exit status,
+        or ERROR if that is 0.  After Ctrl-C, take the connection down.
         """
         words = ("--ctlsocket", self.host.ctlsocket, *words)
         if self._shows("whack", words):
@@ -24549,8 +24557,8 @@ class WhackRunner:
         """Print why a connection did not come up; return the exit status of the command.
 
         Print nothing if the connection is up by now, or if whack reports no failure and the kind of the
-        connection has no IPsec SA.  Otherwise, with --once, or with --timeout but without --keep-trying, also
-        take the connection down.  `status` is whack's exit status, or None if whack did not end in time.
+        connection has no IPsec SA.  With --once, also take the connection down; with --timeout, too, unless
+        --keep-trying is given.  `status` is whack's exit status, or None if whack did not end in time.
         """
         diagnoser: Diagnoser = load_part("Diagnoser")(self.host, 10.0)
         diagnoser.whack_lines = wait.lines
@@ -24621,21 +24629,20 @@ class WhackRunner:
         try:
             if self._state(name) == "up":
                 return
-            words = ["--ctlsocket", self.host.ctlsocket, "--name", name, "--terminate"]
+            words = ("--name", name, "--terminate")
             if self.compiled:
-                self.host.run([self.compiled, *words], timeout=10.0)
+                self.host.run([self.compiled, "--ctlsocket", self.host.ctlsocket, *words], timeout=10.0)
             else:
-                for _ in pluto_lines(self.host, *words[2:], timeout=10.0):
-                    continue
+                for _ in pluto_lines(self.host, *words, timeout=10.0):
+                    continue  # the reply is not shown
         except (Failure, OSError) as error:
             self.host.warn(f"up: {quote(name)} was not taken down: {error_text(error)}")
 
     def load(self, *words: str) -> int:
-        """Run libreswan's addconn; return the exit status.
+        """Run libreswan's addconn, or the program add of 5.4; return the exit status.
 
-        If only the program add of 5.4 is installed, run that program.  `words` are the name of a connection
-        to load, or --autoall or --checkconfig.  If neither program is installed, the built-in reader checks
-        the configuration for --checkconfig; a request to load connections raises Missing.
+        The last of `words` is the name of a connection to load, --autoall or --checkconfig.  If neither
+        program is installed, the built-in reader does --checkconfig, and any other request raises Missing.
         """
         host = self.host
         addconn = self.addconn()
@@ -24657,10 +24664,11 @@ class WhackRunner:
                           f"{host.execdir}", NOT_FOUND, libreswan_hint(host, "set IPSEC_EXECDIR"))
         argv = [addconn, *words]
         check_configuration(host)
-        if words[-1] != "--checkconfig":
-            host.exists(host.ctlsocket)  # raises TimeoutError if the run directory does not answer
-        if words[-1] in ("--checkconfig", "--autoall"):
-            return host.call(argv, timeout=CHECK_TIME if words[-1] == "--checkconfig" else None)
+        if words[-1] == "--checkconfig":
+            return host.call(argv, timeout=CHECK_TIME)
+        host.exists(host.ctlsocket)  # raises TimeoutError if the run directory does not answer
+        if words[-1] == "--autoall":
+            return host.call(argv, timeout=None)
 
         if host.conf == "-":  # the user may be typing the configuration
             ran = host.run(argv, timeout=None, stdin=0)
@@ -24728,9 +24736,9 @@ class WhackRunner:
         return ERROR
 
     def operate(self, operation: str, name: str) -> int:
-        """Do one of OPERATIONS with a connection; return the exit status of the first step that fails.
+        """Do one of OPERATIONS with a connection; return OK, or the exit status of the first step that fails.
 
-        Return OK if no step fails.  Raises Failure if the name is empty or a step can't be done.
+        Raises Failure if the name is empty or a step can't be done.
         """
         loads, action = OPERATIONS[operation]
         if not name:
@@ -24825,7 +24833,7 @@ class WhackRunner:
                 continue
             if is_brief and '":   ' in line:
                 continue  # this is a detail line of a connection
-            if not name or line[1:].startswith((f'{name}"', f"{name}/")):
+            if not name or line.startswith((f'"{name}"', f'"{name}/')):
                 yield line
 
 
@@ -24846,20 +24854,20 @@ def whack_command(host: Host, args: Args) -> int:
     compiled = WhackRunner(host, Args()).compiled
 
     metavars = whack_metavars()
-    given = set()
-    rest = iter(words)
-    for word in rest:
-        name, equals, _ = word.partition("=")
-        given.add(name)
-        if metavars.get(name[2:]) and not equals:
-            next(rest, "")  # skip the option's value, even if the value looks like an option
+    options = set()
+    remaining = iter(words)
+    for word in remaining:
+        option, equals, _ = word.partition("=")
+        options.add(option)
+        if metavars.get(option[2:]) and not equals:
+            next(remaining, "")  # skip the option's value, even if the value looks like an option
 
-    if "--ctlsocket" not in given:
+    if "--ctlsocket" not in options:
         words = ["--ctlsocket", host.ctlsocket, *words]
     if dry_run:
         host.print(shell_words(["ipsec", "whack", *words]))
         return OK
-    if not compiled or given & {"--native", "--xauthpass-file", "--timeout"}:
+    if not compiled or options & {"--native", "--xauthpass-file", "--timeout"}:
         return native_whack(host, words)
     host.exec(compiled, words)
 
@@ -25046,16 +25054,17 @@ def auto_command(host: Host, args: Args) -> int:
         host.print(f"ipsec auto {host.libreswan_version() or '(none)'}")
         return OK
 
-    given = [name for name in AUTO_OPERATIONS if args.flag(f"--{name}")]
+    operations = [name for name in AUTO_OPERATIONS if args.flag(f"--{name}")]
     names = args.operands
     if args.flag("--rereadcrls") or names == ["rereadcrls"]:
         raise Failure("ipsec auto: --rereadcrls has been obsoleted - please see: ipsec crls")
-    if not given and names and names[-1] in AUTO_OPERATIONS:
+    if not operations and names and names[-1] in AUTO_OPERATIONS:
         host.warn("auto: warning: obsolete command syntax used")
-        given, names = [names[-1]], names[:-1]
-    check_auto(given, names)
+        *names, word = names
+        operations = [word]
+    check_auto(operations, names)
 
-    operation, = given
+    operation = operations[0]
     runner = WhackRunner(host, args)
     if operation in OPERATIONS:
         return runner.operate(operation, names[0])
@@ -25158,7 +25167,7 @@ def ike_version_of(connection: Mapping[str, Any]) -> int | None:
 def newest_algorithm(options: Mapping[str, str], names: Sequence[str]) -> str | None:
     """Return the algorithms that a connection uses, such as `AES_GCM_16_256`, or None if there are none.
 
-    `options` are the connection's options.  The first name in `names` that is one of these options counts.
+    `options` are the connection's options.  The first of `names` that the connection has counts.
     """
     for name in names:
         text = options.get(name)
@@ -25170,17 +25179,15 @@ def newest_algorithm(options: Mapping[str, str], names: Sequence[str]) -> str | 
 def networks_of(connection: Mapping[str, Any], side: str) -> list[str]:
     """Return the networks of one end of a connection; `side` is local or remote.
 
-    These are the end's subnets.  For an end without a subnet, the result is its address pool or, without a
-    pool, its host.  If the end has a protocol and port (leftprotoport=), they follow each network after a
-    slash.
+    An end without a subnet has its address pool as its network or, without a pool, its host.  If the end has
+    a protocol and port (leftprotoport=), they follow each network after a slash.
     """
     end = connection[side]
     port = f"/{end['protoport']}" if "protoport" in end else ""
     if "selectors" not in connection:
         network = end["subnet"] or end.get("pool") or end["host"]
         return [f"{network}{port}"] if network else []
-    place = 1 if side == "remote" else 0
-    networks = [pair[place] for pair in connection["selectors"]]
+    networks = [theirs if side == "remote" else ours for ours, theirs in connection["selectors"]]
     return list(dict.fromkeys(f"{network}{port}" for network in networks if network))
 
 
@@ -25266,10 +25273,10 @@ def is_needed_line(line: str) -> bool:
 
     Return False for a line that shows an established IKE SA, or the traffic of an SA if that is less than 1 MB.
     """
-    is_needless = ((" Traffic: " in line and "MB" not in line)
-                   or "established IKE SA" in line or "IKE SA established" in line
-                   or "ISAKMP SA established" in line or "established ISAKMP SA" in line)
-    return not is_needless
+    if ("established IKE SA" in line or "IKE SA established" in line
+            or "ISAKMP SA established" in line or "established ISAKMP SA" in line):
+        return False
+    return " Traffic: " not in line or "MB" in line
 
 
 class Tunnels:
@@ -25302,7 +25309,7 @@ class Tunnels:
         data = StatusReader(takers).read(lines)
         self.settings = data["settings"]
         for entry in data["pending"]:
-            self._negotiates(entry["connection"], entry["instance"], f"waits for #{entry['ike_sa']}")
+            self._mark_connecting(entry["connection"], entry["instance"], f"waits for #{entry['ike_sa']}")
 
         if self._by_child:
             lines = pluto_lines(host, "--trafficstatus", timeout=timeout, pluto=self._pluto())
@@ -25336,7 +25343,7 @@ class Tunnels:
         if self._name:
             self.options[row.full_name] = connection["options"]
 
-    def _negotiates(self, name: str, instance: str, step: str) -> None:
+    def _mark_connecting(self, name: str, instance: str, step: str) -> None:
         row = self._by_name.get((name, instance))
         if row and row.state in ("down", "idle", "ready", "routed", "unknown") and row.peers is None:
             row.state = "connecting"
@@ -25352,7 +25359,7 @@ class Tunnels:
         if self._name:
             self.states.append(state)
         if not state["established"]:
-            self._negotiates(row.name, row.instance, state["description"])
+            self._mark_connecting(row.name, row.instance, state["description"])
         if state["serial"] != row.child_sa:
             return
         events = state["events"]
@@ -25471,22 +25478,28 @@ class TunnelTable:
         """Return the headings, the tunnels and a summary.  Without tunnels, return one line that says so."""
         if not rows:
             return ["pluto has no connections loaded"]
-        table = [(row, self._cells(row), self._notes(row)) for row in rows]
-
-        columns = zip(self.HEADINGS, *(cells for _, cells, _ in table))
-        widths = [max(map(len, column)) for column in columns]
-        names = [len(cells[self.NAME]) for _, cells, _ in table]
-        widths[self.NAME] = max([len(self.HEADINGS[self.NAME]), *(n for n in names if n <= self.NAME_ROOM)])
-        excess = sum(widths) + 2 * (len(widths) - 1) - self.width
-        if excess > 0:
-            widths[self.NETWORKS] = max(widths[self.NETWORKS] - excess, len(self.HEADINGS[self.NETWORKS]))
-
+        table = [self._cells(row) for row in rows]
+        widths = self._widths(table)
         layout = self._layout(widths)
         headings = layout.format(*self.HEADINGS)
         lines = [paint(headings.rstrip(), BOLD, colour=self.colour)]
-        for row, cells, notes in table:
-            lines += self._tunnel_lines(row, cells, notes, widths, layout)
+        for row, cells in zip(rows, table):
+            lines += self._tunnel_lines(row, cells, widths, layout)
         return lines + fold_cells(summary_of(rows).split(), self.width, "", " ")
+
+    def _widths(self, table: Sequence[Sequence[str]]) -> list[int]:
+        """Return the widths of the columns.  NETWORKS is made narrower if the table is too wide."""
+        widths = [max(map(len, column)) for column in zip(self.HEADINGS, *table)]
+        name_widths = [len(self.HEADINGS[self.NAME])]
+        for cells in table:
+            if len(cells[self.NAME]) <= self.NAME_ROOM:
+                name_widths.append(len(cells[self.NAME]))
+        widths[self.NAME] = max(name_widths)
+
+        excess = sum(widths) + 2 * (len(widths) - 1) - self.width
+        if excess > 0:
+            widths[self.NETWORKS] = max(widths[self.NETWORKS] - excess, len(self.HEADINGS[self.NETWORKS]))
+        return widths
 
     def _cells(self, row: TunnelRow) -> list[str]:
         state = row.state.upper()
@@ -25535,9 +25548,11 @@ class TunnelTable:
             columns.append(f"{{:{align}{width}}}")
         return "  ".join(columns)
 
-    def _tunnel_lines(self, row: TunnelRow, cells: list[str], notes: list[str], widths: Sequence[int],
+    def _tunnel_lines(self, row: TunnelRow, cells: list[str], widths: Sequence[int],
                       layout: str) -> list[str]:
+        """Return the lines of one tunnel: a name that is too long, the cells, and the notes."""
         lines = []
+        notes = self._notes(row)
         if len(cells[self.NAME]) > widths[self.NAME]:
             lines = fold_cells([cells[self.NAME]], self.width, "")
             cells[self.NAME] = ""
@@ -25548,9 +25563,9 @@ class TunnelTable:
         line = layout.format(*cells)
         indent = " " * (len(line) + 2)
         is_wide = len(indent) + self.NOTES_ROOM <= self.width
-        more = fold_cells(notes, self.width, indent if is_wide else "  ")
-        if is_wide and more:
-            line += more.pop(0)[len(line):]
+        note_lines = fold_cells(notes, self.width, indent if is_wide else "  ")
+        if is_wide and note_lines:
+            line += note_lines.pop(0)[len(line):]  # the cells replace the indentation of the first note line
         line = line.rstrip()
         if self.colour:
             style = CHANGED if row.full_name in self.changed else TUNNEL_STATES[row.state]
@@ -25560,7 +25575,7 @@ class TunnelTable:
         lines.append(line)
 
         style = "" if row.fails else DIM
-        return lines + [paint(note, style, colour=self.colour) for note in more]
+        return lines + [paint(text, style, colour=self.colour) for text in note_lines]
 
 
 def mean_rate(row: TunnelRow, now: float) -> tuple[float, float] | None:
