@@ -1,7 +1,7 @@
-"""The benchmark: `python3 build.py bench [ROW...]`.  Figures are ratios against the original, measured in the same run.
+"""The benchmark: `python3 build.py bench [ROW...]`.  Most figures are ratios to libreswan's own command.
 
-To add a row: write a function that yields `Figure`s and put it into ROWS.  Ours and theirs run in turn, so that
-whatever else the machine does meets both; of the times the median counts.
+To add a row, write a function that yields `Figure`s, and put it into ROWS.  `ours` and `theirs`, the commands of this
+program and of libreswan, run in turn, so that other load of the machine slows both.  The figures are medians.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ ARCHIVE = TOP / "ipsec.pyz"
 PYTHON = "/usr/bin/python3"
 RUNS = 21
 
-# Runs where the commands run: pairs in turn; prints both medians in seconds and the peak memory of ours in KiB
+# A program that runs both commands in turn, in the machine if there is one.  It prints the median time of each in
+# seconds, and the peak memory of `ours` in KiB.
 DRIVER = """
 import json, os, resource, statistics, sys, time
 ours, theirs, runs = json.loads(sys.argv[1])
@@ -35,20 +36,24 @@ def once(argv):
     pid = os.posix_spawnp(argv[0], argv, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, null, n) for n in (0, 1, 2)])
     os.waitpid(pid, 0)
     return time.perf_counter() - start
-for argv in (ours, theirs): once(argv)
-times = [(once(ours), once(theirs)) for _ in range(runs)]
+once(ours)  # these two runs fill the caches
+once(theirs)
+our_times, their_times = [], []
+for _ in range(runs):
+    our_times.append(once(ours))
+    their_times.append(once(theirs))
 pid = os.fork()
-if not pid:
+if not pid:  # in this process, RUSAGE_CHILDREN counts only `ours`
     once(ours)
-    print(json.dumps([*(statistics.median(column) for column in zip(*times)),
-                      resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]), flush=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(json.dumps([statistics.median(our_times), statistics.median(their_times), peak]), flush=True)
     os._exit(0)
 os.waitpid(pid, 0)
 """
 
 
 class Figure(NamedTuple):
-    """One line of the result: what was measured, its value, the limit, and what it was made of."""
+    """One line of the result.  `made_of` are the two times of a ratio."""
 
     what: str
     value: float
@@ -58,7 +63,7 @@ class Figure(NamedTuple):
 
 def medians(ours: Sequence[str], theirs: Sequence[str], machine: Machine | None = None,
             runs: int = RUNS) -> tuple[float, float, float]:
-    """Median seconds of ours and of theirs, run in turn, and the peak memory of ours in MiB."""
+    """Return the median times of `ours` and of `theirs` in seconds, and the peak memory of `ours` in MiB."""
     words = [PYTHON, "-c", DRIVER, json.dumps([list(ours), list(theirs), runs])]
     if machine:
         out = machine.run(words, timeout=1800).check().stdout
@@ -69,13 +74,13 @@ def medians(ours: Sequence[str], theirs: Sequence[str], machine: Machine | None 
 
 
 def ratio(what: str, limit: float, mine: float, other: float) -> Figure:
-    """A figure that is ours divided by theirs."""
+    """Return the figure mine / other; both are in seconds."""
     return Figure(what, mine / other, limit, f"{mine * 1000:.1f} ms / {other * 1000:.1f} ms")
 
 
 @contextmanager
 def gateway() -> Iterator[Machine]:
-    """A bookworm host (libreswan 4.10) with an address and pluto up."""
+    """Yield a bookworm host (libreswan 4.10) with an address and a running pluto."""
     with Machine("bookworm", Store().layers("bookworm"), ARCHIVE) as machine:
         machine.address("192.0.2.1/24")
         with Pluto(machine):
@@ -83,14 +88,14 @@ def gateway() -> Iterator[Machine]:
 
 
 def start() -> Iterator[Figure]:
-    """What everybody pays: the start of the program."""
+    """The time that every command takes to start, and the size of the archive."""
     mine, other, _ = medians([PYTHON, str(ARCHIVE), "--directory"], [PYTHON, "-c", "pass"], runs=101)
     yield ratio("ipsec.pyz --directory : python3 -c pass", 1.5, mine, other)
     yield Figure("size of ipsec.pyz, bytes", ARCHIVE.stat().st_size, SIZE_LIMIT)
 
 
 def barf() -> Iterator[Figure]:
-    """The report against that of libreswan 4.10: idle, and with a great many policies and routes."""
+    """The report against that of libreswan 4.10: on an idle host, and with many policies and routes."""
     ours, theirs = [PYTHON, PYZ, "barf"], ["ipsec", "barf"]
     with gateway() as machine:
         mine, other, _ = medians(ours, theirs, machine)
@@ -109,7 +114,7 @@ def barf() -> Iterator[Figure]:
 
 @contextmanager
 def crowded(count: int) -> Iterator[Machine]:
-    """A bookworm host whose pluto has loaded so many connections."""
+    """Yield a bookworm host whose pluto has loaded `count` connections."""
     connections = "".join(f"conn c{n}\n\tleft=192.0.2.1\n\tright=198.51.{n >> 8}.{n & 255}\n\tauthby=secret\n"
                           f"\tleftsubnet=10.{n >> 8}.{n & 255}.0/24\n\tauto=add\n" for n in range(count))
     with Machine("bookworm", Store().layers("bookworm"), ARCHIVE) as machine:
@@ -121,7 +126,7 @@ def crowded(count: int) -> Iterator[Machine]:
 
 
 def status() -> Iterator[Figure]:
-    """The status of many connections, natively and as a table, against libreswan 4.10's whack."""
+    """The status of many connections, as text and as a table, against libreswan 4.10's whack."""
     for count, runs in ((1_000, RUNS), (10_000, 3)):
         with crowded(count) as machine:
             theirs = [Pluto.WHACK, "--status"]
@@ -136,21 +141,21 @@ def status() -> Iterator[Figure]:
 
 
 def canaries() -> Iterator[Figure]:
-    """Secrets planted in every place that barf reads, counted in what leaves it and on the disk."""
+    """Planted secrets: the number of output lines of barf that show one, and the files that barf wrote."""
     from .system import test_barf as planted
     with Machine("bookworm", Store().layers("bookworm"), ARCHIVE) as machine:
         planted.plant(machine)
         with Pluto(machine, planted.CONFIG, planted.SECRETS):
             before = machine.changes()
-            said = [machine.ipsec("barf", *words) for words in ([], ["--json"])]
-            leaks = planted.leaks("".join(result.stdout + result.stderr for result in said))
-            size = sum(len(result.stdout) for result in said)
+            reports = [machine.ipsec("barf"), machine.ipsec("barf", "--json")]
+            leaks = planted.leaks("".join(report.stdout + report.stderr for report in reports))
+            size = sum(len(report.stdout) for report in reports)
             yield Figure("lines of output with a planted secret", len(leaks), 0, f"{size} bytes read")
             yield Figure("files that barf made or changed", len(set(machine.changes()) - set(before)), 0)
 
 
 def authorities(machine: Machine, count: int = 200) -> None:
-    """Put certificates of so many CAs into the machine's database; as it is then, it lies in /pki/before too."""
+    """Put the certificates of `count` CAs into the machine's NSS database, and save a copy of it as /pki/before."""
     machine.run(["sh", "-ec", f"""mkdir /pki; cd /pki; openssl ecparam -name prime256v1 -genkey -out key
         for n in $(seq {count}); do openssl req -x509 -new -key key -subj "/CN=ca $n" -out "$n.pem"
         certutil -A -d sql:/var/lib/ipsec/nss -n "ca $n" -t ,, -i "$n.pem"; done
@@ -158,7 +163,7 @@ def authorities(machine: Machine, count: int = 200) -> None:
 
 
 def trusts() -> Iterator[Figure]:
-    """`checknss --settrusts` on a database with 200 CAs, each time from the same start."""
+    """`checknss --settrusts` on a database with 200 CAs, restored before each run."""
     with Machine("bookworm", Store().layers("bookworm"), ARCHIVE) as machine:
         machine.ipsec("initnss").check()
         authorities(machine)
@@ -191,17 +196,19 @@ ROWS: dict[str, Callable[[], Iterator[Figure]]] = {"start": start, "barf": barf,
 
 
 def main() -> None:
-    """Measure the rows that are named, or all; the status is 1 when a limit is missed."""
+    """Measure the rows of the command line, or all rows; exit with status 1 if a value is above its limit."""
     missed = 0
     for name in sys.argv[1:] or ROWS:
         if name not in ROWS:
             sys.exit(f"bench: no row {name}; there are {', '.join(ROWS)}")
         for figure in ROWS[name]():
-            good = figure.value <= figure.limit
-            missed += not good
-            print(f"{'ok  ' if good else 'MISS'} {figure.what:<62} {figure.value:>10.3g} (limit {figure.limit:g})  "
+            word = "ok"
+            if figure.value > figure.limit:
+                word = "MISS"
+                missed += 1
+            print(f"{word:<4} {figure.what:<62} {figure.value:>10.3g} (limit {figure.limit:g})  "
                   f"{figure.made_of}", flush=True)
-    sys.exit(missed > 0)
+    sys.exit(1 if missed else 0)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """For all tests: the built program, the rule about skipped tests, the summary of real systems.
 
-What a machine cannot give is skipped, and one line at the end says what, why, and how to get it. If CI=true or with
---no-skips, a skipped test, a skipped module and an expected failure are failures: a test that is not tried there is
-tried nowhere.
+A test that this machine can't run is skipped. One line at the end names the skipped tests, the reasons, and how to run
+these tests. With CI=true or --no-skips, a skipped test, a skipped module and an expected failure are failures, because
+a test that is skipped there would run nowhere.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import build
 from .ground import clock, summary, surroundings
 from .ground.host import Unavailable, cache
 
-# The same examples everywhere, however long one takes; --hypothesis-profile=default tries others
+# Hypothesis tries the same examples in each run, without a time limit; --hypothesis-profile=default tries others
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile("fixed")
 
@@ -37,26 +37,32 @@ TOP = Path(__file__).resolve().parent.parent
 
 
 def is_of_this_checkout(archive: Path) -> bool:
-    """Return whether an ipsec.pyz is of the checkout's commit and has bytecode for the interpreters found here."""
+    """Return whether an archive was built from the checkout's commit and for the interpreters of this machine."""
     with zipfile.ZipFile(archive) as packed:
         commit = packed.read("about.txt").decode().splitlines()[0]
         tags = set(re.findall(r"^bytecode/(cpython-\d+)\.front$", "\n".join(packed.namelist()), re.M))
     return commit == build.commit_line() and tags == set(map(build.tag_of, build.interpreters()))
 
 
+def is_out_of_date(archive: Path) -> bool:
+    """Return whether the archive is missing, older than one of its sources, or of another commit."""
+    if not archive.exists() or not is_of_this_checkout(archive):
+        return True
+    vendored = [path for path in (TOP / "vendor").rglob("*") if path.is_file()]
+    sources = [TOP / "ipsec.py", TOP / "build.py", *(TOP / "man").iterdir(), *vendored]
+    return max(path.stat().st_mtime for path in sources) > archive.stat().st_mtime
+
+
 @pytest.fixture(scope="session")
 def pyz() -> Path:
     """The built ipsec.pyz: the file that $IPSEC_PYZ names, or the checkout's own, rebuilt if it is out of date."""
-    named = os.environ.get("IPSEC_PYZ")
-    if named:
-        return Path(named).resolve(strict=True)
+    given = os.environ.get("IPSEC_PYZ")
+    if given:
+        return Path(given).resolve(strict=True)
     archive = TOP / "ipsec.pyz"
-    with open(TOP / "build.py") as lock:
+    with open(TOP / "build.py") as lock:  # only one worker of a parallel run builds
         fcntl.flock(lock, fcntl.LOCK_EX)
-        vendored = (path for path in (TOP / "vendor").rglob("*") if path.is_file())
-        sources = [TOP / "ipsec.py", TOP / "build.py", *(TOP / "man").iterdir(), *vendored]
-        if not archive.exists() or not is_of_this_checkout(archive) or any(
-                path.stat().st_mtime > archive.stat().st_mtime for path in sources):
+        if is_out_of_date(archive):
             subprocess.run([sys.executable, str(TOP / "build.py")], cwd=TOP, check=True, stdin=subprocess.DEVNULL)
     return archive
 
@@ -71,7 +77,7 @@ def nothing_may_skip(config: pytest.Config) -> bool:
 
 
 def reason(skipped: object) -> str:
-    """Return the reason in a report's longrepr."""
+    """Return the reason for a skip; `skipped` is the longrepr of a report."""
     return str(skipped[2] if isinstance(skipped, tuple) else skipped).removeprefix("Skipped: ")
 
 
@@ -107,7 +113,7 @@ def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In a parallel run, send the worker's part of the summary to the run's own process."""
+    """In a parallel run, send the worker's part of the summary to the main process."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["ground"] = summary.state()
 

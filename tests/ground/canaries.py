@@ -247,18 +247,18 @@ def plant(top: Path, canaries: Iterable[Canary], own_log: bool = True) -> None:
 
 
 def leaked(text: str, canaries: Iterable[Canary]) -> list[Canary]:
-    """Return the canaries of which the text shows all or the first or last eight letters, in any of the forms."""
+    """Return the canaries whose first or last eight characters are in the text, as they are or in hexadecimal, or
+    whose first ten characters of base64 are in it."""
     folded = text.lower()
-    bare = folded.translate({32: None, 58: None, 9: None})
-    out = []
+    digits = folded.translate({32: None, 58: None, 9: None})  # pairs in hexadecimal without blanks, colons and tabs
+    shown = []
     for canary in canaries:
-        data = canary.secret.encode()
-        encoded = base64.b64encode(data).decode().rstrip("=")
-        parts = (canary.secret[:8], canary.secret[-8:])
-        if (any(part.lower() in folded for part in parts) or data[:8].hex() in bare or data[-8:].hex() in bare
-                or encoded[:10] in text):
-            out.append(canary)
-    return out
+        ends = (canary.secret[:8], canary.secret[-8:])
+        is_plain = any(end.lower() in folded for end in ends)
+        is_hexed = any(hexed(end) in digits for end in ends)
+        if is_plain or is_hexed or base64_of(canary.secret)[:10] in text:
+            shown.append(canary)
+    return shown
 
 
 def by_place(canaries: Iterable[Canary]) -> dict[str, int]:

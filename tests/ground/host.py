@@ -36,10 +36,12 @@ class Problem(Exception):
 
     @property
     def line(self) -> str:
-        """The line of the text that says why: the first error of apt, else the last line."""
+        """The line of the text that says why: the first error of apt, or the last line if there is none."""
         lines = [line.strip() for line in str(self).splitlines() if line.strip() and not line.startswith("---")]
-        errors = [line for line in lines if line.startswith("E: ")]
-        return [*errors, *lines[-1:], "no reason given"][0]
+        for line in lines:
+            if line.startswith("E: "):
+                return line
+        return lines[-1] if lines else "no reason given"
 
 
 class Unavailable(Problem):
@@ -51,7 +53,7 @@ class NotBegun(Problem):
 
 
 class Result(NamedTuple):
-    """What a finished command left: exit status (128+N when signal N ended it), its two outputs, its run time."""
+    """The result of a command: its exit status (128+N if signal N killed it), its two outputs, and its run time."""
 
     status: int
     stdout: str
@@ -59,7 +61,7 @@ class Result(NamedTuple):
     seconds: float
 
     def check(self, status: int = 0) -> Result:
-        """Return self, or raise `Problem` with everything that was printed when the status is another one."""
+        """Return self.  Raises Problem, with both outputs, if the exit status is not `status`."""
         if self.status != status:
             raise Problem(f"status {self.status}, not {status}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}")
         return self
@@ -70,10 +72,9 @@ def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, input: str
         begun_within: float = 0) -> Result:
     """Run `argv` and return its Result.
 
-    Both outputs go to files, not pipes: a daemon that keeps them open cannot hold the caller. After `timeout` seconds
-    the command and its process group are killed and Problem is raised with its output so far; likewise NotBegun
-    after `begun_within` seconds if `begun` has not returned true by then. The program starts with the signals' default
-    actions and umask 022, whatever this process inherited.
+    Both outputs go to files, not pipes, so that a daemon that keeps them open does not block the caller.  After
+    `timeout` seconds, the command and its process group are killed, and Problem is raised, with the output so far.
+    If `begun` is given and does not return true within `begun_within` seconds, the same happens with NotBegun.
     """
     data = input.encode() if isinstance(input, str) else input
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as stdin:
@@ -119,7 +120,10 @@ def wait_for_begin(process: subprocess.Popen[bytes], begun: Callable[[], bool], 
 
 
 def contained(argv: Sequence[str], *namespaces: str) -> list[str]:
-    """Return words that run `argv` with processes and mounts of its own, which all go when it or this process ends."""
+    """Return words that run `argv` in its own PID and mount namespaces.
+
+    When the command or this process ends, the kernel kills all processes of these namespaces.
+    """
     return ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", *namespaces, "--",
             *argv]
 
@@ -128,7 +132,7 @@ Answer = TypeVar("Answer")
 
 
 def once(function: Callable[[], Answer]) -> Callable[[], Answer]:
-    """Have a function do its work once in a process: later calls, of other threads too, return or raise the same."""
+    """Return a function that calls `function` once; later calls, also from other threads, return or raise the same."""
     lock = threading.Lock()
 
     @functools.cache
@@ -153,7 +157,8 @@ def once(function: Callable[[], Answer]) -> Callable[[], Answer]:
 AS_ROOT = "run `sudo python3 build.py test`"
 IN_CONTAINER = "in a container, start that with `docker run --privileged`"
 
-#: Makes what keeper.py makes, in namespaces of its own: a file system in memory, a device, an overlay of the cache.
+#: Makes the same mounts as keeper.py, to find out whether that is possible here: a file system in memory, a device,
+#: and an overlay of the cache.
 PROBE = """
 mount -t tmpfs tmpfs "$0/mnt" && mknod "$0/mnt/null" c 1 3 && mkdir "$0/mnt/upper" "$0/mnt/work" "$0/mnt/root" &&
 mount -t overlay overlay "$0/mnt/root" -o "lowerdir=$0/roots,upperdir=$0/mnt/upper,workdir=$0/mnt/work"
@@ -185,14 +190,14 @@ def missing() -> str | None:
     (place / "roots").mkdir(exist_ok=True)
     probe = run(["unshare", *kinds, "sh", "-c", PROBE, str(place)])
     if probe.status != 0:
-        last = (probe.stderr.strip().splitlines() or ["no reason given"])[0]
-        return (f"the proving ground needs mounts, devices and overlays of {place}: {last} ({IN_CONTAINER}, or set "
+        reason = probe.stderr.strip().partition("\n")[0] or "no reason given"
+        return (f"the proving ground needs mounts, devices and overlays of {place}: {reason} ({IN_CONTAINER}, or set "
                 "XDG_CACHE_HOME to a directory on another file system)")
     return None
 
 
 def cache() -> Path:
-    """Return the directory in which the ground keeps all that can be kept.
+    """Return the directory in which the ground keeps roots and kernels for later test runs.
 
     Root runs no programs from the home of another user, which $HOME is if sudo keeps the variable.
     """
@@ -214,7 +219,10 @@ def refused(*kinds: str) -> str | None:
 
 @contextlib.contextmanager
 def package_lists() -> Iterator[None]:
-    """Hold a lock while apt's package lists are read and updated: apt's own makes a second update fail at once."""
+    """Hold a lock while apt's package lists are read or updated.
+
+    apt's own lock is not enough: with it, a second update fails at once instead of waiting.
+    """
     with open(cache() / "apt.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -268,9 +276,9 @@ def mirror() -> Mirror:
         for update in (False, True):
             if update:  # the label of an archive is known only once its index has been fetched
                 run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=600", "update"], timeout=900)
-            found = dict(line.split("|", 1) for line in run(query).stdout.splitlines())
-            if "Debian" in found:
-                return Mirror(found["Debian"], found.get("Debian-Security"))
+            archives = dict(line.split("|", 1) for line in run(query).stdout.splitlines())
+            if "Debian" in archives:
+                return Mirror(archives["Debian"], archives.get("Debian-Security"))
     raise Problem("apt's configuration names no Debian archive with component main")
 
 

@@ -143,24 +143,24 @@ def main() -> int:
             file.write(str(os.getpid()))
         kinds |= CLONE_NEWCGROUP
     call("unshare", kinds)
-    ready, stands = os.pipe()
+    reader, writer = os.pipe()  # the child writes a byte when the machine is ready
     child = os.fork()
     if child:
-        os.close(stands)
-        if os.read(ready, 1):
+        os.close(writer)
+        if os.read(reader, 1):
             print(child, flush=True)
         status = os.waitpid(child, 0)[1]
         return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.close(ready)
+    os.close(reader)
     os.setsid()
     mount("none", "/", flags=MS_REC | MS_PRIVATE)
     root = mount_root(spec)
     mount_inside(root, spec)
     enter(root, spec)
-    os.write(stands, b"+")
-    os.close(stands)
+    os.write(writer, b"+")
+    os.close(writer)
     if spec["init"]:
         os.read(0, 1)
         console = os.open("/dev/console", os.O_WRONLY | os.O_APPEND)

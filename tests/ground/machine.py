@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -46,7 +47,7 @@ def wait_for(condition: Callable[[], Value], what: str, timeout: float = 60) -> 
 
 
 def alive(pid: int) -> bool:
-    """Return whether a process of that number exists and is no zombie."""
+    """Return whether a process with this PID exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -180,15 +181,14 @@ class Machine:
                 process.send_signal(signal.SIGCONT)
 
     def processes(self, name: str) -> list[int]:
-        """Return the numbers (in the machine) of its running processes called `name`, without zombies."""
-        found = []
-        for status in self.path("/proc").glob("[0-9]*/stat"):
+        """Return the PIDs (in the machine) of its running processes called `name`, without zombies."""
+        pids = []
+        for stat in self.path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
-                pid, _, rest = status.read_text().partition(" (")
-                command, _, rest = rest.rpartition(") ")
-                if command == name and rest[0] not in "ZX":
-                    found.append(int(pid))
-        return sorted(found)
+                pid, command, state = re.findall(r"^(\d+) \((.*)\) (.)", stat.read_text(), re.S)[0]
+                if command == name and state not in "ZX":
+                    pids.append(int(pid))
+        return sorted(pids)
 
     # Files
 
@@ -232,17 +232,17 @@ class Machine:
     def changes(self) -> dict[str, tuple[int, float, int]]:
         """Return the files that differ from the root of the machine: path -> (mode, time of change, size).
 
-        Compare two calls to see what happened between them. A removed file shows as a character device; /run, /dev,
-        /proc and /sys are left out. It does not work for a machine under an init system.
+        Compare the results of two calls to see the changes between them. A removed file shows as a character device.
+        /run, /dev, /proc and /sys are left out. This does not work for a machine under an init system.
         """
-        changes = Path(f"/proc/{self.pid}/fd/9")
-        found = {}
+        changes = Path(f"/proc/{self.pid}/fd/9")  # CHANGES of keeper.py
+        changed = {}
         for directory, names, files in os.walk(changes):
             for name in (*names, *files):
                 path = Path(directory, name)
                 status = path.lstat()
-                found[f"/{path.relative_to(changes)}"] = (status.st_mode, status.st_mtime, status.st_size)
-        return found
+                changed[f"/{path.relative_to(changes)}"] = (status.st_mode, status.st_mtime, status.st_size)
+        return changed
 
     # Network
 

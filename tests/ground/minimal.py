@@ -69,9 +69,12 @@ class Cutter:
         directories = {f"/{place.parent.relative_to(self.target)}/__pycache__" for place in self._done
                        if place.suffix == ".py"}
         for directory in sorted(directories):
-            made = self.machine.path(directory)
-            self.copy(f"{directory}/{entry.name}" for entry in (made.iterdir() if made.exists() else ())
-                      if (self.target / directory[1:]).with_name(f"{entry.name.split('.')[0]}.py") in self._done)
+            names = []
+            for entry in self.machine.path(directory).glob("*"):
+                source = f"{entry.name.split('.')[0]}.py"
+                if (self.target / directory[1:]).with_name(source) in self._done:
+                    names.append(f"{directory}/{entry.name}")
+            self.copy(names)
 
 
 def cut(store: Store, release: str, with_pluto: bool, target: Path) -> None:

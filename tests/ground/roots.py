@@ -1,9 +1,10 @@
 """The root file systems that the tests run on, and the cache that holds them.
 
-A root is built by mmdebstrap from the mirror in apt's configuration, or is another root with more packages (files that
-do not differ are hard links). Each root lies in the cache under its name and a hash of its recipe, so that a changed
-recipe makes a new root; it is built beside its place and renamed when it is whole. Test runs share the cache: a process
-that builds or uses a root holds a lock on it. A root that can't be built is tried once in a test run.
+mmdebstrap builds a root from the mirror in apt's configuration. Some roots are another root with more packages; the
+files that are equal in both are hard links. The directory of a root in the cache has the name of the root and a hash of
+its recipe, so that a changed recipe makes a new root. It is built under another name and renamed when it is complete.
+Test runs share the cache: a process that builds or uses a root holds a lock on it. If a root can't be built, the test
+run does not try again.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .machine import Machine
 TOOLS = ("libreswan", "iptables", "nftables", "iproute2", "libnss3-tools", "tcpdump", "kmod", "procps", "iputils-ping",
          "openssl", "python3")
 
-#: A root that was not used for so long is removed when another of its name is built.
+#: A root that was not used for this time is removed when another root of the same name is built.
 KEEP_SECONDS = 14 * 24 * 3600
 
 
@@ -74,7 +75,7 @@ DPKG = [*(f"path-exclude=/usr/share/{name}/*" for name in ("man", "locale", "doc
 
 
 class Made(NamedTuple):
-    """For the summary: a root that was made ready, where, the seconds it took, and whether it had to be built."""
+    """A root for the summary: its name and directory, the seconds until it was ready, and whether it was built."""
 
     name: str
     directory: Path
@@ -84,10 +85,10 @@ class Made(NamedTuple):
 
 made: list[Made] = []
 
-#: What could not be built in this test run: name of the root -> the reason.
+#: The roots that could not be built in this test run: name of the root -> the reason.
 failures: dict[str, str] = {}
 
-#: What is said of such a root, after its name.
+#: The text that follows the name of such a root in messages.
 UNBUILT = " can't be built"
 
 #: The name of this test run, which the processes of a parallel run share.
@@ -102,11 +103,11 @@ class Cached(NamedTuple):
 
 
 def keep(name: str, recipe: object, build: Callable[[Path], None]) -> Cached:
-    """Return the directory of the cache that `build` fills, called `name` and a hash of `recipe`; built if it is new.
+    """Return a directory of the cache, and build it first if it does not exist.
 
-    `build` is given a path to make, which is renamed once it returns. The lock is held until this process ends, so that
-    no other run removes the directory meanwhile. Raises Unavailable if the build fails, or has failed in this test run;
-    `failures` has the reason.
+    Its name is `name` and a hash of `recipe`. `build` gets the path of a directory to make, which is then renamed. The
+    lock is held until this process ends, so that no other run removes the directory. Raises Unavailable if the build
+    fails, or has failed in this test run; `failures` has the reason.
     """
     began = time.monotonic()
     digest = hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]
@@ -156,7 +157,7 @@ def _build_once(name: str, directory: Path, build: Callable[[Path], None]) -> No
 
 
 def remove_unused(stale: Path, current: Path) -> None:
-    """Remove the rest of an interrupted build of `current`, or another root of its name that was not used for long."""
+    """Remove the directory of an interrupted build of `current`, or a root that was not used for KEEP_SECONDS."""
     if stale.name == f"{current.name}.building":
         shutil.rmtree(stale)
         return
@@ -244,7 +245,10 @@ def copy_owner_and_mode(source: str, target: str) -> None:
 
 
 class Store:
-    """The roots of one test run: built when first asked for, or ahead of that in the background, two at a time."""
+    """The roots of one test run.
+
+    A root is built when a test needs it.  prefetch() builds roots earlier, in the background, two at a time.
+    """
 
     def __init__(self) -> None:
         self._ready: dict[str, Cached] = {}
@@ -254,7 +258,7 @@ class Store:
         self.waited = 0.0  #: seconds that tests have waited for roots
 
     def layers(self, name: str) -> list[str]:
-        """Return the directories of root `name` below the cache, one today, as a machine takes them.
+        """Return the layers of root `name` for Machine: a list of one directory, relative to the cache.
 
         Raises Problem if no root has that name, Unavailable if the root can't be built.
         """
@@ -302,7 +306,7 @@ class Store:
             self._builders.submit(self.layers, name)
 
     def stop(self) -> None:
-        """Begin no more builds."""
+        """Start no more builds."""
         self._builders.shutdown(wait=False, cancel_futures=True)
 
 

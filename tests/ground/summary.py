@@ -1,4 +1,4 @@
-"""The end of a test run: which real systems in which versions had how many tests, and what was skipped."""
+"""The lines at the end of a test run: the real systems with their versions and numbers of tests, and the skips."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import build
 
 from . import interpreters, roots, uml
 
-#: Packages whose versions tell what a root is.
+#: The packages whose versions the summary shows for a root, and their labels.
 PACKAGES = {"libreswan": "libreswan", "libnss3": "NSS", "python3": "Python", "systemd": "systemd",
             "sysvinit-core": "sysvinit", "openrc": "OpenRC", "runit": "runit", "s6": "s6"}
 
@@ -24,14 +24,14 @@ _outcomes: dict[str, str] = {}
 
 
 def state() -> dict[str, Any]:
-    """Return what a worker of a parallel run met, as plain data for the run's own process."""
+    """Return the data of a worker of a parallel run, for merge() in the main process."""
     made = [[made.name, str(made.directory), made.seconds, made.built] for made in roots.made]
     return {"systems": {test: sorted(systems) for test, systems in _systems.items()}, "outcomes": _outcomes,
             "made": made, "failures": roots.failures, "waited": roots.store.waited}
 
 
 def merge(worker: dict[str, Any]) -> None:
-    """Add what a worker met."""
+    """Add the data that state() returned in a worker."""
     roots.failures.update(worker["failures"])
     for test, systems in worker["systems"].items():
         _systems[test].update(systems)
@@ -76,20 +76,24 @@ def skipped(tests: Sequence[tuple[str, str]]) -> list[str]:
     parts = []
     for reason, names in sorted(files.items(), key=lambda item: -len(item[1])):
         where = names[0] if len(set(names)) == 1 else os.path.commonpath(names)
-        number = f"{len(names)} test{'s' * (len(names) != 1)}"
+        number = "1 test" if len(names) == 1 else f"{len(names)} tests"
         if reason in unbuilt:
-            what = f"{', '.join(sorted(set(unbuilt[reason])))}{roots.UNBUILT}"
-            reason = f"{what} (Debian's mirror of apt's configuration has to be within reach): {reason}"
+            unbuilt_roots = ", ".join(sorted(set(unbuilt[reason])))
+            reason = (f"{unbuilt_roots}{roots.UNBUILT} (Debian's mirror of apt's configuration has to be within "
+                      f"reach): {reason}")
         parts.append(f"{number} of {where}: {reason}")
     return [f"skipped: {'; '.join(parts)}"] if parts else []
 
 
 def lines(is_strict: bool) -> list[str]:
-    """Return the summary of real systems: a line for each.
+    """Return the summary of real systems: a heading and a line for each system.
 
-    `is_strict`: and one for each root that can't be built, once; elsewhere the line about skipped tests has the reason.
+    If `is_strict` is true, a line follows for each root that can't be built.  Otherwise, the line about skipped tests
+    has the reason.
     """
-    failed = [f"{name}{roots.UNBUILT}: {reason}" for name, reason in sorted(roots.failures.items()) if is_strict]
+    failed: list[str] = []
+    if is_strict:
+        failed = [f"{name}{roots.UNBUILT}: {reason}" for name, reason in sorted(roots.failures.items())]
     if not _systems:
         return failed
     tests: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)

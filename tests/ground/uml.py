@@ -241,9 +241,9 @@ def boot_initramfs(machine: Machine, script: str, *, memory: str = "160M", timeo
 
 
 def _start(machine: Machine, script: str, memory: str, timeout: float, *arguments: str) -> Result:
-    """Start the kernel, up to BOOTS times until the script runs; return the script's Result.
+    """Start the kernel, and return the script's Result.
 
-    Now and then this kernel stops for good on its way to the first process: then nothing has been done yet.
+    Sometimes this kernel hangs before its first process runs.  Then it is started again, at most BOOTS times in all.
     """
     machine.write("/uml/script", script, 0o755)
     for name in ("status", "stdout", "stderr", "problem"):
@@ -253,15 +253,15 @@ def _start(machine: Machine, script: str, memory: str, timeout: float, *argument
     def begun() -> bool:
         return machine.path("/uml/stdout").exists() or machine.path("/uml/problem").exists()
 
-    for left in reversed(range(BOOTS)):
+    for attempt in range(1, BOOTS + 1):
         began = time.monotonic()
         try:
             console = run_kernel(kernel(), words, memory, timeout, begun)
         except NotBegun:
-            if not left:
+            if attempt == BOOTS:
                 raise
             continue
-        if begun() or not left:
+        if begun():
             break
     seconds = time.monotonic() - began
     if not machine.path("/uml/status").exists():

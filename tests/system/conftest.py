@@ -1,5 +1,5 @@
-"""Fixtures for tests on real systems. A test gets what it names, fresh; all of it is gone when the test ends. What this
-machine can't give raises Unavailable, and the test is skipped.
+"""Fixtures for tests on real systems. Each test gets fresh ones, which end with the test. A fixture that this machine
+can't provide raises Unavailable, and the test is skipped.
 
     root(name, **options) -> Machine        a throw-away host made from root `name` of ground/roots.py
                                             ("bookworm", "trixie-systemd", …), with ipsec.pyz at machine.PYZ.
@@ -54,26 +54,31 @@ from ..ground.pluto import Pluto
 from ..ground.roots import RELEASES, ROOTS, WITH_INIT, store
 
 
-def here(item: pytest.Item) -> bool:
+def is_system_test(item: pytest.Item) -> bool:
+    """Return whether a test is in tests/system."""
     return Path(__file__).parent in item.path.parents
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = host.missing()
     if missing:
-        for item in filter(here, items):
+        for item in filter(is_system_test, items):
             item.add_marker(pytest.mark.skip(reason=missing))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start to build the roots that the chosen tests name in their parameters; in a parallel run one worker does it."""
+    """Start to build the roots that the parameters of the chosen tests name.
+
+    In a parallel run, only the first worker does this.
+    """
     worker = getattr(session.config, "workerinput", {"workerid": "gw0"})
     if host.missing() or session.config.option.collectonly or worker["workerid"] != "gw0":
         return
-    named = {value for item in filter(here, session.items) if hasattr(item, "callspec")
-             for value in item.callspec.params.values() if isinstance(value, str)}
-    wanted = [name for name, recipe in ROOTS.items() if name in named or recipe.python in named]
-    store.prefetch(wanted)
+    parameters = set()
+    for item in filter(is_system_test, session.items):
+        if hasattr(item, "callspec"):
+            parameters.update(value for value in item.callspec.params.values() if isinstance(value, str))
+    store.prefetch(name for name, recipe in ROOTS.items() if name in parameters or recipe.python in parameters)
 
 
 def pytest_sessionfinish() -> None:
@@ -82,7 +87,7 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture
 def closing() -> Iterator[contextlib.ExitStack]:
-    """What the fixtures of a test open; closed in reverse order when the test ends."""
+    """A stack of what the fixtures of a test open; it is closed in reverse order when the test ends."""
     with contextlib.ExitStack() as stack:
         yield stack
 
@@ -112,7 +117,7 @@ def gateway(root: Callable[..., Machine], release: str) -> Machine:
 
 @pytest.fixture
 def pluto(closing: contextlib.ExitStack) -> Callable[..., Pluto]:
-    """pluto(machine, config, secrets, …): that machine's pluto, running; its arguments are those of ground/pluto.py."""
+    """pluto(machine, config, secrets, …): a running pluto in the machine; the arguments are those of class Pluto."""
 
     def start(machine: Machine, *arguments: str, **options: str) -> Pluto:
         return closing.enter_context(Pluto(machine, *arguments, **options))  # type: ignore[arg-type]
@@ -123,7 +128,6 @@ def pluto(closing: contextlib.ExitStack) -> Callable[..., Pluto]:
 @pytest.fixture
 def uml(request: pytest.FixtureRequest) -> Callable[..., Result]:
     """uml(machine, script, memory="512M", timeout=180): boot another kernel on the machine's files; run the script."""
-
     summary.used(request.node, "user-mode-linux")
     return kernel.boot
 
@@ -148,13 +152,13 @@ def pid1(request: pytest.FixtureRequest, closing: contextlib.ExitStack, pyz: Pat
 
 @pytest.fixture(params=WITH_INIT)
 def booted(request: pytest.FixtureRequest, pid1: Callable[..., Booted]) -> Booted:
-    """A host of each init system, up."""
+    """A booted host of each init system."""
     return pid1(request.param)
 
 
 @pytest.fixture
 def minimal(request: pytest.FixtureRequest, closing: contextlib.ExitStack, pyz: Path) -> Callable[..., Machine]:
-    """minimal(release, with_pluto=True, **options): a host of nothing but busybox, python3-minimal and pluto."""
+    """minimal(release, with_pluto=True, **options): a host with only busybox, python3-minimal and pluto."""
 
     def make(release: str, with_pluto: bool = True, **options: Any) -> Machine:
         layer = smallest.layer(store, release, with_pluto)
@@ -166,7 +170,7 @@ def minimal(request: pytest.FixtureRequest, closing: contextlib.ExitStack, pyz: 
 
 @pytest.fixture
 def initramfs() -> Callable[..., Result]:
-    """initramfs(machine, script, memory="160M", timeout=180): boot a kernel on a copy of its files in memory."""
+    """initramfs(machine, script, memory="160M", timeout=180): as uml(), on a copy of the machine's files in memory."""
     return kernel.boot_initramfs
 
 
