@@ -101,8 +101,8 @@ EPOCH = min(max(int(DATE), 315532800), 4354819198)
 FRONT = (1, 2, 10, 12)
 
 # The titles of the blocks that have no bytecode in the archive.  Each run of a command that needs such a
-# block compiles it, which takes 1 to 10 ms on a fast host.  This is acceptable, because only people call these
-# commands, or the commands take much longer.  Bytecode for six interpreters would take 5 to 110 kB for each block.
+# block compiles it, which takes 1 to 10 ms on a fast host.  This is acceptable, because these commands run
+# rarely or take much longer.  Bytecode for six interpreters would take 5 to 110 kB for each block.
 COMPILED_LATE = (
     "PKCS#12 and PEM", "keys as ipsec_showhostkey(8) writes them", "free text", "logs", "reports", "causes", "barf",
     "look and show", "diagnosis (why)", "tunnels", "metrics", "the summary of barf", "configuration",
@@ -110,8 +110,8 @@ COMPILED_LATE = (
 
 # An archive for one or two interpreters has no bytecode for these blocks either.  The first two blocks are for
 # `verify`, `barf`, `man`, `completion`, and commands that say why a connection is down.  The others are for
-# commands that start or stop the service, which take much longer.  Compiling the blocks of a command takes about
-# 8 ms.
+# `reload`, and for commands that start or stop the service, which take much longer.  Compiling the blocks of a
+# command takes about 8 ms.
 COMPILED_LATE_IF_SMALL = ("what the rules do with a packet", "diagnosis", "init systems", "the direct start and stop",
                           "setup")
 
