@@ -57,6 +57,8 @@ from pathlib import Path
 from types import CodeType
 from typing import Callable, TypeVar
 
+if sys.version_info < (3, 9):  # older versions than 3.8 can't parse this file
+    sys.exit(f"build.py needs Python 3.9 or later; this is {sys.version.split()[0]} ({sys.executable})")
 try:
     import gzip
     import shutil

@@ -218,6 +218,16 @@ def test_an_old_python_is_told_what_is_needed(pyz: Path) -> None:
         ast.parse(text, feature_version=(3, 4))
 
 
+def test_the_builder_names_the_python_that_it_needs(checkout: Path) -> None:
+    ast.parse(Path(build.__file__).read_text(), feature_version=(3, 8))
+    for python in OLD:
+        if python.parts[-3].startswith("3.8."):
+            result = run(python, "build.py", cwd=checkout)
+            assert (result.returncode, result.stdout) == (1, "")
+            assert result.stderr.startswith("build.py needs Python 3.9 or later; this is 3.8."), result.stderr
+            assert result.stderr.count("\n") == 1
+
+
 def test_a_newer_python_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                  capsys: pytest.CaptureFixture[str]) -> None:
     """The newest that can be run, by its own path: RHEL's platform-python is one, and one that is too old is none."""
