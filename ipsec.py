@@ -23317,7 +23317,7 @@ def addresses_of(name: str, source: str) -> list[str]:
 
 
 def packet_number(option: str, text: str, limit: int) -> int:
-    """Return the decimal or hexadecimal (0x) number that show's `option` gives.
+    """Return the decimal or hexadecimal (0x) number in `text`, the value of an option of show.
 
     Raises Failure(USAGE) if `text` is not a number or the number exceeds `limit`.
     """
@@ -23807,9 +23807,11 @@ class Diagnoser:
                 others = [f"pluto's log: {problem}"]
             return Diagnosis(name, state, "OK", others=others)
 
-        reason = f"the cause is unknown, because pluto's log can't be read ({problem})"
-        if not problem:
-            reason = text_about_attempt(last)
+        short, reason = "cause unknown", text_about_attempt(last)
+        if problem:
+            reason = f"the cause is unknown, because pluto's log can't be read ({problem})"
+        elif last is None:
+            short = "not tried"
         problems = self._findings(NO_REASON_CHECKS, name)
         for finding in problems:
             if explains(finding, "silent"):
@@ -23833,7 +23835,7 @@ class Diagnoser:
         if problem:
             level = "SKIP"
         return Diagnosis(
-            name, state, level, short="not tried", means=reason,
+            name, state, level, short=short, means=reason,
             check="which end has to start the connection (auto= of both ends)",
             command=shell_words(["ipsec", "up", name]), side="here", others=others, tried=tried)
 
@@ -24071,7 +24073,7 @@ class Diagnoser:
 
 
 def text_about_attempt(attempt: Attempt | None) -> str:
-    """Return what pluto's log says about the last attempt, for which it gives no cause of a failure."""
+    """Return a text about the last attempt, if pluto's log does not say why it failed.  None: no attempt."""
     if attempt is None:
         return "pluto's log has no attempt since pluto started"
     if attempt.was_up:  # libreswan 5 does not log that the peer deletes an SA of IKEv2
@@ -25429,11 +25431,12 @@ def short_bytes(count: float | None) -> str:
     """
     if count is None:
         return "?"
-    units = iter("KMGTPE")
     unit = ""
-    while count >= 1000:
+    for larger_unit in "KMGTPE":
+        if count < 1000:
+            break
         count /= 1024
-        unit = next(units)
+        unit = larger_unit
     if unit and count < 9.95:
         return f"{count:.1f}{unit}"
     return f"{count:.0f}{unit}"

@@ -525,9 +525,13 @@ def test_the_policy_narrows_a_cause_down(diagnoser: Diagnoser, monkeypatch: pyte
 
 
 def test_honest_where_nothing_is_known(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch) -> None:
-    diagnoser._log = PermissionError(13, "Permission denied")
+    def deny() -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(diagnoser, "log", deny)
     found = diagnoser.diagnose("office")
-    assert found.level == "SKIP" and "can't be read" in found.means
+    assert (found.level, found.short) == ("SKIP", "cause unknown")
+    assert "can't be read (Permission denied)" in found.means
     monkeypatch.setattr(diagnoser.facts, "loaded", lambda: (_ for _ in ()).throw(PermissionError(13, "no")))
     assert diagnoser.diagnose("office").state == "unknown"
 
@@ -552,8 +556,11 @@ def test_an_ike_sa_without_an_ipsec_sa(diagnoser: Diagnoser, monkeypatch: pytest
     monkeypatch.setattr(diagnoser, "_findings", lambda *_: [])
     up = ['"office" #1: responding to Main Mode', '"office" #1: sent Main Mode R1',
           '"office" #1: IKE SA established {auth=PRESHARED_KEY}']
+    set_log(diagnoser)
+    assert diagnoser.diagnose("office").short == "not tried"
     set_log(diagnoser, *up)
-    assert "no request for an IPsec SA after that" in diagnoser.diagnose("office").means
+    found = diagnoser.diagnose("office")
+    assert "no request for an IPsec SA after that" in found.means and found.short == "cause unknown"
     set_log(diagnoser, *up, '"office" #1: received Delete SA payload: self-deleting ISAKMP State #1')
     assert "failed at the peer" in diagnoser.diagnose("office").means
     set_log(diagnoser, *up, '"office" #2: IPsec SA established tunnel mode',
