@@ -9531,7 +9531,7 @@ NSS_COMMIT = ".nss-commit"
 NSS_BUILD = ".nss-build."
 # A `.nss-commit` that another user or program made is renamed to this prefix with a random number
 NSS_STRAY = ".nss-stray."
-# The name of each file that NSS creates begins with one of these words, for example cert9.db-journal.
+# The name of each file that NSS creates begins with one of these texts, for example cert9.db-journal.
 NSS_PARTS = ("cert9.db", "key4.db", "pkcs11.tx")
 OPEN_FILES = "/proc/self/fd/"
 NSS_ROOM = 256 << 10  # A new database and its journal fit into this number of bytes.
@@ -11269,10 +11269,10 @@ class Routing:
         """Return the route in a netlink message (struct rtmsg and its attributes)."""
         import _socket as socket
         family, bits, _, _, _, _, _, kind, _ = unpack_struct(RTMSG_FORM, reply)
-        more = attributes(reply, RTMSG_SIZE)
-        target, gateway, source = (ip_text(more.get(field, b"")) for field in (RTA_DST, RTA_GATEWAY, RTA_PREFSRC))
+        fields = attributes(reply, RTMSG_SIZE)
+        target, gateway, source = (ip_text(fields.get(field, b"")) for field in (RTA_DST, RTA_GATEWAY, RTA_PREFSRC))
         try:
-            device = socket.if_indextoname(unsigned(more.get(RTA_OIF)))
+            device = socket.if_indextoname(unsigned(fields.get(RTA_OIF)))
         except OSError:
             device = ""  # the route has no interface or more than one, or the interface no longer exists
         target = target or ("0.0.0.0" if family == AF_INET else "::")
@@ -11305,8 +11305,8 @@ class Routing:
         addresses = []
         for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(IFADDRMSG_SIZE)):
             _, bits, _, scope, index = unpack_struct(IFADDRMSG_FORM, buffer, start)
-            more = attributes(buffer, start + IFADDRMSG_SIZE, end)
-            if local := more.get(IFA_LOCAL) or more.get(IFA_ADDRESS):
+            fields = attributes(buffer, start + IFADDRMSG_SIZE, end)
+            if local := fields.get(IFA_LOCAL) or fields.get(IFA_ADDRESS):
                 addresses.append((ip_text(local), bits, scope, index))
         return addresses
 
@@ -11422,13 +11422,13 @@ def nft_meta(key: int) -> bytes:
     return nft_expression("meta", attribute(NFTA_META_DREG, be32(NFT_REG_1)), attribute(NFTA_META_KEY, be32(key)))
 
 
-def nft_ipsec(way: str) -> bytes:
+def nft_ipsec(direction: str) -> bytes:
     """Return expressions that match packets of IPsec tunnels.
 
-    If `way` is `in`, they match packets that were received through a tunnel, otherwise packets that will be
-    sent through a tunnel.
+    With the direction `in`, they match packets that were received through a tunnel, otherwise packets that will
+    be sent through a tunnel.
     """
-    if way == "in":
+    if direction == "in":
         return nft_equal(nft_meta(NFT_META_SECPATH), b"\1")
     route = nft_expression("rt", attribute(NFTA_RT_DREG, be32(NFT_REG_1)), attribute(NFTA_RT_KEY, be32(NFT_RT_XFRM)))
     return nft_equal(route, b"\1")
@@ -11611,7 +11611,7 @@ class Capture(Record):
     """A rule that copies the packets of IPsec tunnels to an NFLOG group."""
 
     chain: str
-    way: str  # `in`: packets received through a tunnel; `out`: packets to be sent through a tunnel
+    direction: str  # `in`: packets received through a tunnel; `out`: packets to be sent through a tunnel
     group: int
     prefix: str
     family: int = 0  # 4 or 6; 0 means both
@@ -11775,7 +11775,7 @@ class Iptables:
         if capture.destination:
             ends += f" -d {capture.destination}"
         quoted = '"' + capture.prefix.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        return (f"{capture.chain}{ends} -m policy --dir {capture.way} --pol ipsec -j NFLOG "
+        return (f"{capture.chain}{ends} -m policy --dir {capture.direction} --pol ipsec -j NFLOG "
                 f"--nflog-group {capture.group} --nflog-prefix {quoted}")
 
     def _restore(self, lines: Mapping[int, Sequence[str]]) -> dict[int, Failure]:
@@ -11820,10 +11820,10 @@ class NfTables:
             raise self._failed(error) from None
         captures = []
         for rule in rules:
-            for name, more in rule.each_expression():
-                prefix = text_name(more.get(NFTA_LOG_PREFIX)) if name == "log" else ""
+            for name, fields in rule.each_expression():
+                prefix = text_name(fields.get(NFTA_LOG_PREFIX)) if name == "log" else ""
                 if prefix and wanted(prefix):
-                    group = unsigned(more.get(NFTA_LOG_GROUP), "big")
+                    group = unsigned(fields.get(NFTA_LOG_GROUP), "big")
                     captures.append(FoundRule(rule.chain, group, prefix, 0, rule.comment, rule.expressions,
                                               rule.handle))
         return captures
@@ -11848,7 +11848,7 @@ class NfTables:
         if capture.family:
             protocol = NFPROTO_IPV4 if capture.family == 4 else NFPROTO_IPV6
             steps = nft_equal(nft_meta(NFT_META_NFPROTO), bytes((protocol,)))
-        steps += nft_ipsec(capture.way)
+        steps += nft_ipsec(capture.direction)
         for field, net in (("source", capture.source), ("destination", capture.destination)):
             if net and net not in HALVES:  # 0.0.0.0/0 and ::/0 match every packet
                 steps += nft_net(field, net)
@@ -11933,7 +11933,7 @@ def nflog_all_captures(host: Host, group: int) -> list[Capture]:
     differ.  Otherwise they are the same.
     """
     endings = NFLOG_ENDINGS if has_switch(libreswan_updown(host), "USE_NFTABLES") else {"in": "", "out": ""}
-    return [Capture(chain, way, group, NFLOG_ALL + endings[way]) for chain, way in NFLOG_PLACES]
+    return [Capture(chain, direction, group, NFLOG_ALL + endings[direction]) for chain, direction in NFLOG_PLACES]
 
 
 def nflog_replace(host: Host, wanted: Sequence[Capture],
@@ -12012,9 +12012,9 @@ def conn_captures(conn: Conn, group: int, local: Sequence[str],
             if (":" in here_net) != (":" in there_net):
                 continue
             family = 6 if ":" in here_net else 4
-            for chain, way in places if family == 4 else NFLOG_PLACES:
-                source, destination = (there_net, here_net) if way == "in" else (here_net, there_net)
-                captures.append(Capture(chain, way, group, conn_prefix(conn), family, source, destination))
+            for chain, direction in places if family == 4 else NFLOG_PLACES:
+                source, destination = (there_net, here_net) if direction == "in" else (here_net, there_net)
+                captures.append(Capture(chain, direction, group, conn_prefix(conn), family, source, destination))
     return captures
 
 
@@ -12026,7 +12026,7 @@ def nflog_places(host: Host, updown: str) -> Sequence[tuple[str, str]]:
     because more rules would copy each packet twice.
     """
     if runs_libreswan_updown(host, updown):
-        return [(chain, way) for chain, way in NFLOG_PLACES if chain == "FORWARD"]
+        return [(chain, direction) for chain, direction in NFLOG_PLACES if chain == "FORWARD"]
     return NFLOG_PLACES
 
 
@@ -12260,9 +12260,8 @@ class Updown:
     def is_since(self, major: int, minor: int) -> bool:
         """Return whether the pluto that runs this command is of the release `major`.`minor` or a later one.
 
-        The variables show this for two releases: PLUTO_CLIENT_FAMILY exists since 5.0, PLUTO_DNS_RESOLVER
-        since 5.4.  For a release between them, the installed release is compared, or 5.3 if its version is
-        unknown.
+        PLUTO_CLIENT_FAMILY is set since 5.0, and PLUTO_DNS_RESOLVER since 5.4.  For a release between these two,
+        the result depends on the installed release, which counts as 5.3 if its version is unknown.
         """
         if self.get("PLUTO_DNS_RESOLVER"):
             return (major, minor) <= (5, 4)
@@ -12336,7 +12335,7 @@ class Updown:
 
         return self.change(f"route {action} {net} {' '.join(words)}", fine, change)
 
-    def way(self, address: str, source: str = "") -> Route | OSError:
+    def route_to(self, address: str, source: str = "") -> Route | OSError:
         """Return the route that the kernel selects for an address, or the kernel's error if it has no
         route."""
         try:
@@ -12345,9 +12344,12 @@ class Updown:
             return error
 
     def device_to(self, address: str, source: str = "") -> str:
-        """Return the interface of the route to an address, or an empty text without a route or address."""
-        way = self.way(address, source) if address else None
-        return way.device if isinstance(way, Route) else ""
+        """Return the interface of the route to an address, or an empty text if there is no route.
+
+        The text is empty, too, if `address` is empty.
+        """
+        route = self.route_to(address, source) if address else None
+        return route.device if isinstance(route, Route) else ""
 
     def link_flags(self, device: str) -> int:
         """Return the flags of an interface (IFF_...), or 0 if it does not exist."""
@@ -12365,8 +12367,8 @@ class Updown:
             return self._route("replace")
         net = self.get("PLUTO_PEER_CLIENT_NET")
         try:
-            # with `proxied`, _route() deletes the route that was added for the entry; then _proxy() finds
-            # the interface of the entry
+            # if `proxied`, _route() deletes the route that was added for the entry; only without this route
+            # does _proxy() find the interface of the entry
             self.proxied = self._may_need_proxy() and self.routing.is_proxied(net)
         except OSError:
             self.proxied = False
@@ -12392,18 +12394,18 @@ class Updown:
     def source(self, up: bool) -> int:
         """If `up`, add the source address of the connection, unless this host already has the address.
 
-        If not `up`, remove the address if it has the prefix length, scope and interface with which this
-        method adds it, and no route uses it as source.  For IPv4, scope 50 marks an address that _updown
-        added; IPv6 has no such mark.  During a MOBIKE event, the address stays.  Since 5.0, pluto itself
-        manages the address of an IPsec interface.
+        If not `up`, remove the address, unless a route uses it as source or this is a MOBIKE event.  An address
+        with another prefix length, scope or interface stays, because this method did not add it.  For IPv4,
+        scope 50 marks an address that _updown added; IPv6 has no such mark.  Since 5.0, pluto itself manages
+        the address of an IPsec interface.
         """
         source = self.get("PLUTO_MY_SOURCEIP")
         if not source or (self.is_since(5, 0) and self.get("PLUTO_XFRMI_ROUTE") == "yes"):
             return OK
         device, address = self._source_device(), f"{source}/{self.bits}"
         if up:
-            way = self.way(source)
-            if isinstance(way, Route) and way.local:
+            route = self.route_to(source)
+            if isinstance(route, Route) and route.local:
                 return OK
             return self.change(f"addr add {address} dev {device} scope {self.scope}", [errno.EEXIST],
                                self.routing.address, True, address, device, self.scope)
@@ -12418,28 +12420,29 @@ class Updown:
     def _proxy(self, add: bool) -> None:
         """Add or remove the proxy ARP (or NDP) entry for the peer's client network.
 
-        Do nothing unless the client network is a single address in a directly connected network, and the
-        interface of that network has a hardware address.  Also do nothing if the address is one of the peer
-        or of this host, or if the client of this end is this host itself.  After adding an entry, set
-        `proxied`, so that a route is added too.
+        The entry is for a single address in a directly connected network, whose interface has a hardware
+        address.  Do nothing in other cases, if the address belongs to this host, or if _may_need_proxy()
+        returns False.  After adding an entry, set `proxied`, so that a route is added too.
 
-        route() removes this route before the entry.  Libreswan's script removes neither of them if the route
-        has a next hop: this host would answer for the address even if the client comes back to the network.
+        route() removes this route before the entry.  If the route has a next hop, libreswan's script removes
+        neither of them.  This host would then answer for the address even if the client comes back to the
+        network.
         """
         if not self._may_need_proxy():
             return
         net = self.get("PLUTO_PEER_CLIENT_NET")
-        way = self.way(net)
-        if isinstance(way, OSError) or way.local or way.gateway:
+        route = self.route_to(net)
+        if isinstance(route, OSError) or route.local or route.gateway:
             return
-        if not self.host.value(f"/sys/class/net/{way.device}/address"):
+        if not self.host.value(f"/sys/class/net/{route.device}/address"):
             return  # an interface without a hardware address does not use ARP
-        self.change(f"neigh {'add' if add else 'del'} proxy {net} dev {way.device}", [errno.ENOENT],
-                    self.routing.proxy, add, net, way.device)
+        self.change(f"neigh {'add' if add else 'del'} proxy {net} dev {route.device}", [errno.ENOENT],
+                    self.routing.proxy, add, net, route.device)
         self.proxied = self.proxied or add  # the kernel answers only for addresses to which it has a route
 
     def _may_need_proxy(self) -> bool:
-        """Return whether the two client networks are those for which _proxy() adds an entry."""
+        """Return whether the peer's client is a single address other than the peer itself, and this end's
+        client is not this host itself."""
         net, peer = self.get("PLUTO_PEER_CLIENT_NET"), self.get("PLUTO_PEER_CLIENT")
         return (peer.rpartition("/")[2] == str(self.bits) and net not in ("0.0.0.0", "::", self.get("PLUTO_PEER"))
                 and self.get("PLUTO_MY_CLIENT_NET") != self.get("PLUTO_ME"))
@@ -12517,9 +12520,9 @@ class Updown:
             return True
         if action == "del" or through_xfrmi:
             return False
-        way = self.way(self.get("PLUTO_PEER_CLIENT_NET"))
+        route = self.route_to(self.get("PLUTO_PEER_CLIENT_NET"))
         # if the network has an unreachable route, the kernel drops a packet before IPsec handles it
-        return isinstance(way, OSError) and way.errno == errno.EHOSTUNREACH
+        return isinstance(route, OSError) and route.errno == errno.EHOSTUNREACH
 
     def _route_device(self, action: str) -> str:
         """Return the name of the interface for the route to the peer's client network."""
@@ -12540,9 +12543,9 @@ class Updown:
         """Return the interface of the route to the next hop, or an empty text if PLUTO_INTERFACE is to be
         used.
 
-        The script of 5.4 always uses PLUTO_INTERFACE.  This fails if left= is an address of a loopback
-        interface, because the kernel never applies IPsec to a packet that is routed to that
-        interface (net.ipv4.conf.lo.disable_xfrm).
+        The script of 5.4 always uses PLUTO_INTERFACE.  If left= is an address of a loopback interface, such a
+        route fails, because the kernel never applies IPsec to a packet that is routed to that interface
+        (net.ipv4.conf.lo.disable_xfrm).
         """
         hop = self.get("PLUTO_NEXT_HOP")
         if self.link_flags(self.get("PLUTO_INTERFACE")) & IFF_LOOPBACK:
@@ -12696,8 +12699,8 @@ class Updown:
         to_peer = ["-d", peer, "-j", "SNAT", "--to-source", given]
         from_peer = ["-d", given, "-s", peer, "-j", "DNAT", "--to-destination", self.get("PLUTO_ME")]
         status = OK
-        for chain, way, rest in (("POSTROUTING", "out", to_peer), ("PREROUTING", "in", from_peer)):
-            rule = [chain, "-m", "policy", "--dir", way, "--pol", "ipsec", *rest]
+        for chain, direction, nat in (("POSTROUTING", "out", to_peer), ("PREROUTING", "in", from_peer)):
+            rule = [chain, "-m", "policy", "--dir", direction, "--pol", "ipsec", *nat]
             exists = not self._iptables("-C", rule).status
             if exists == up:
                 continue
@@ -12801,10 +12804,10 @@ class Updown:
     def _resolv_conf(self, servers: Sequence[str], domains: Sequence[str]) -> None:
         """Write a resolv.conf that names the peer's name servers before the others.
 
-        First save resolv.conf in the two files of resolv_conf_backups(), unless _updown wrote resolv.conf.
-        If _updown wrote it, and only the second of these files exists, use the second file in place of
-        resolv.conf.  If the host has no resolv.conf, do nothing.  With libreswan before 5.0, also do nothing
-        if _updown wrote resolv.conf and the first file exists.
+        The old text is first saved in the two files of resolv_conf_backups(), unless _updown wrote it.  If
+        _updown wrote it and only the second file exists, the text of the second file is used instead.  Do
+        nothing if the host has no resolv.conf.  With libreswan before 5.0, also do nothing if _updown wrote
+        resolv.conf and the first file exists.
         """
         host = self.host
         host.print("updating resolvconf")
@@ -12900,8 +12903,8 @@ def restore_resolv_conf(host: Host) -> None:
     """Restore the resolv.conf that was saved when a peer's name servers were written, and remove the saved
     copies.
 
-    If another program has written resolv.conf since then, that text stays.  Raises OSError if a file can't be
-    read or written.
+    If another program has written or removed resolv.conf since then, its change stays.  Raises OSError if a
+    file can't be read or written.
     """
     backups = resolv_conf_backups(host)
     if host.exists(RESOLV_CONF) and is_generated(host.read(RESOLV_CONF)):
@@ -13191,14 +13194,6 @@ STACK_MODULES = (
 SYSCTLS = "/proc/sys/net/core"
 
 
-def give_resolv_conf_back(host: Host) -> None:
-    """Restore the resolv.conf that was replaced for a pluto that has crashed.  A failure causes a warning."""
-    try:
-        restore_resolv_conf(host)
-    except OSError as error:
-        host.warn(f"cannot restore resolv.conf: {error_text(error)}")
-
-
 def stack_start(host: Host, config: Config, stack: str = "") -> None:
     """Remove what an earlier pluto left, load the IPsec stack of the kernel, and set its sysctls.
 
@@ -13213,7 +13208,10 @@ def stack_start(host: Host, config: Config, stack: str = "") -> None:
         host.warn(f"unknown protostack={quote(stack)}: the kernel's XFRM stack is used")
 
     if flush_leftovers(host):
-        give_resolv_conf_back(host)
+        try:
+            restore_resolv_conf(host)
+        except OSError as error:
+            host.warn(f"cannot restore resolv.conf: {error_text(error)}")
     if host.exists("/proc/modules"):
         load_modules(host)
     if not host.has_xfrm():
@@ -13228,9 +13226,9 @@ def stack_stop(host: Host) -> list[str]:
     """Remove pluto's states and policies from the kernel, restore the sysctls, and return an empty list.
 
     If a pluto may run, change nothing and return the lines of signs_of_pluto().  Modules stay loaded, because
-    unloading them may take very long.  If a sysctl can't be restored, print a warning, and leave the next
-    sysctls as they are.  Raises what flush_states_and_policies() raises, and OSError if the file of
-    saved_sysctls() can't be removed.
+    unloading them may take very long.  If a sysctl can't be restored, print a warning and leave the other ones
+    as they are.  Raises what flush_states_and_policies() raises, and OSError if the file of saved_sysctls()
+    can't be removed.
     """
     signs = signs_of_pluto(host)
     if signs:
@@ -13515,8 +13513,8 @@ class Direct:
         Raises Failure if pluto still runs after the times of STOP_TIMES.
         """
         host = self.host
-        for way, seconds in STOP_TIMES:
-            if way == "shutdown":
+        for method, seconds in STOP_TIMES:
+            if method == "shutdown":
                 try:
                     await_pluto(host, ANSWER_TIME)  # a pluto that hangs must not get the longer time below
                     pluto_shutdown(host, seconds)
@@ -13524,7 +13522,7 @@ class Direct:
                     host.warn(f"{failure.message}: ending pluto (pid {pid}) by signal")
                     continue
             elif is_pluto(host, pid):
-                host.signal(pid, way, "SIGCONT")  # a stopped process handles SIGTERM only after SIGCONT
+                host.signal(pid, method, "SIGCONT")  # a stopped process handles SIGTERM only after SIGCONT
 
             if wait_until(lambda: not is_pluto(host, pid), seconds):
                 return
@@ -13905,8 +13903,10 @@ def serves_host(host: Host, manager: Manager) -> bool:
 
 
 def without_service(manager: Manager, action: str) -> Failure:
-    """Return the error for an init system that has no service for pluto.  It lists the names or paths of
-    services that were checked."""
+    """Return the error for an init system that has no service for pluto.
+
+    The hint lists the names or paths of services that were checked.
+    """
     any_name = "{" + ",".join(SERVICE_NAMES) + "}"
     places = " ".join(place.format(any_name) for place in (manager.places or "{}.service").split())
     status = LSB_UNKNOWN if action == "status" else LSB_NOT_INSTALLED
@@ -13972,9 +13972,9 @@ def act(host: Host, service: Service, action: str, *, dry: bool) -> int:
 def check_action(host: Host, service: Service, action: str) -> None:
     """Raise Failure if the action must not be passed to the init system.
 
-    That is so if a masked service is to be started, or if the user named another ipsec.conf, run directory
-    or (for a start) NSS database than the service uses.  It is also so if the configuration has errors that
-    the init system would not report in time.
+    A masked service can't be started.  A service uses only its own ipsec.conf, run directory and NSS database;
+    another NSS database matters only for a start.  A start or restart fails if the configuration has errors
+    that the init system would not report in time.
     """
     is_start = action in ("start", "restart")
     if service.masked and is_start:
@@ -14182,11 +14182,11 @@ def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whos
                   permute: bool = True) -> list[str]:
     """Parse words: put the options into `args`, and return the operands.
 
-    The syntax is a part of that of getopt_long(3): `--name value`, `--name=value`, `-d value`; `--` ends the
-    options.  Abbreviated names, `-dVALUE` and joined options (`-ab`) are not supported.  If an option needs a
-    value, the next word is this value, even if it begins with a dash.  If not `permute`, the first operand
-    ends the options.  `whose` names the command in messages.  Raises Failure(USAGE) if an option is unknown,
-    lacks its value, or has a value that it does not take.
+    Options are written as `--name value`, `--name=value` or `-d value`; `--` ends the options.  Other forms of
+    getopt_long(3) are not supported: abbreviated names, `-dVALUE` and joined options (`-ab`).  If an option
+    needs a value, the next word is this value, even if it begins with a dash.  If not `permute`, the first
+    operand ends the options.  `whose` names the command in messages.  Raises Failure(USAGE) if an option is
+    unknown, lacks its value, or has a value that it does not take.
     """
     known = options_by_name(options)
     operands: list[str] = []

@@ -145,8 +145,8 @@ def conn(text: str) -> ipsec.Conn:
 ])
 def test_ends_of_a_connection(text: str, ends: set[tuple[str, str]]) -> None:
     rules = ipsec.conn_captures(conn(text), 7, ["192.0.2.1"])
-    assert {(rule.source, rule.destination) for rule in rules if rule.way == "out"} == ends
-    assert {(rule.destination, rule.source) for rule in rules if rule.way == "in"} == ends
+    assert {(rule.source, rule.destination) for rule in rules if rule.direction == "out"} == ends
+    assert {(rule.destination, rule.source) for rule in rules if rule.direction == "in"} == ends
     assert len(rules) == 4 * len(ends)
 
 
