@@ -9790,7 +9790,7 @@ class SlowDatabase(BrokenDatabase):
     """A query did not end in time.  Either the file is damaged, or this host or its disk is slow."""
 
 
-def nss_package(host: Host) -> str:
+def nss_tools_hint(host: Host) -> str:
     """Return a hint that names the package with NSS's tools on this distribution (os-release(5)).
 
     If the distribution is unknown, the hint names the packages of several distributions.
@@ -9806,7 +9806,7 @@ def nss_package(host: Host) -> str:
     return "install NSS's tools: libnss3-tools, nss-tools or mozilla-nss-tools"
 
 
-def first_line(host: Host, name: str) -> str:
+def password_of_file(host: Host, name: str) -> str:
     """Return the first line of a password file, or an empty string if the file is empty.
 
     Raises Failure if the file can't be read.
@@ -9933,7 +9933,7 @@ class NssDatabase:
                 opened.append(self.host.memory_file(data))
                 paths.append(f"{OPEN_FILES}{opened[-1]}")
             argv = [word.format(*paths) if word in ("{0}", "{1}") else word for word in argv] + password_words
-            ran = self.host.run(argv, timeout=NSS_TIME, pass_fds=opened + inherited, hint=nss_package(self.host))
+            ran = self.host.run(argv, timeout=NSS_TIME, pass_fds=opened + inherited, hint=nss_tools_hint(self.host))
         except TimedOut:
             self.check_answers(directory)
             raise
@@ -9976,13 +9976,13 @@ class NssDatabase:
     def check_views(self) -> None:
         """Raise BrokenDatabase if a database file has a view or a trigger, which can keep a tool busy forever."""
         for name, table in (("key4.db", "nssPrivate"), ("cert9.db", "nssPublic")):
-            if self.has(name) and self.may_be_endless(name):
+            if self.has(name) and self.may_have_view(name):
                 try:
                     self.rows(name, table, ("a0",))
                 except Missing:
                     continue
 
-    def may_be_endless(self, name: str) -> bool:
+    def may_have_view(self, name: str) -> bool:
         """Return whether a database file may have a view or a trigger.  Raises OSError if it can't be read."""
         return self.contains(name, b"CREATE VIEW ", b"CREATE TRIGGER ")
 
@@ -10773,7 +10773,7 @@ def migrate_dbm(base: NssDatabase) -> None:
                   directory=path, twice=True)
 
     probe_argv = ["certutil", "-L", "-d", f"dbm:{source}"]
-    if base.host.run(probe_argv, timeout=NSS_TIME, hint=nss_package(base.host)).status:
+    if base.host.run(probe_argv, timeout=NSS_TIME, hint=nss_tools_hint(base.host)).status:
         raise Failure(f"{base.directory}: the NSS database is in Berkeley DB format, which this release "
                       "of NSS can't read", NSS_FAILURE, "convert it on a host whose certutil can read it: "
                       "certutil --upgrade-merge --source-dir DIR -d sql:NEW --upgrade-id pluto")
@@ -12253,7 +12253,7 @@ class Updown:
         """Return the value of a variable, or an empty text if the variable is not set."""
         return self.env.get(name, "")
 
-    def yes(self, name: str) -> bool:
+    def is_yes(self, name: str) -> bool:
         """Return whether a variable is set, and its value is neither empty, `no` nor 0."""
         return self.get(name).lstrip("0") not in ("", "no")
 
@@ -12381,7 +12381,7 @@ class Updown:
 
         The peer may assign another source address when the connection comes up again.
         """
-        if self.get("PLUTO_MY_SOURCEIP") and self.yes("PLUTO_IS_PEER_CISCO"):
+        if self.get("PLUTO_MY_SOURCEIP") and self.is_yes("PLUTO_IS_PEER_CISCO"):
             return self._route("del")
         return OK
 
@@ -12740,7 +12740,7 @@ class Updown:
     def notify(self, up: bool) -> None:
         """Report to NetworkManager that the connection is up or down, if NetworkManager manages the
         connection."""
-        if self.yes("PLUTO_NM_CONFIGURED"):
+        if self.is_yes("PLUTO_NM_CONFIGURED"):
             reason = "connect" if up else "disconnect"
             self.host.print(f"sending {reason} signal to NetworkManager")
             if self.host.executable(NM_HELPER):
@@ -12762,7 +12762,7 @@ class Updown:
             self._systemd(up, {"dns": servers, "domain": domains})
         elif kind != "file":
             raise Failure(f"{kind}: resolver unrecognized")
-        elif self.yes("PLUTO_CFG_CLIENT"):
+        elif self.is_yes("PLUTO_CFG_CLIENT"):
             self._resolver_by_file(up, servers, domains)
         return OK
 
@@ -12774,7 +12774,7 @@ class Updown:
         """
         if servers and domains and self._unbound_runs():
             self._unbound(up, servers, domains)
-        elif self.yes("PLUTO_NM_CONFIGURED"):
+        elif self.is_yes("PLUTO_NM_CONFIGURED"):
             return
         elif not up:
             restore_resolv_conf(self.host)
@@ -13256,7 +13256,7 @@ def saved_sysctls(host: Host) -> str:
 
 
 def set_sysctl(host: Host, name: str, value: str) -> None:
-    """Set a sysctl of net.core and print the change.  If that fails, print a warning.
+    """Set a sysctl of net.core and print the change, or print a warning if the sysctl can't be changed.
 
     The old value is saved in a file, so that stack_stop() can restore it.  Do nothing if the kernel lacks the
     sysctl, or if it has the value already.
@@ -13327,8 +13327,8 @@ def check_config(host: Host) -> Config:
 
     libreswan's addconn checks it, or the built-in reader if addconn is not installed.  A problem that only
     the reader finds, and addconn does not, causes a warning.  Raises Missing if pluto is not installed, and
-    Failure if the configuration has errors: with addconn's exit status, after addconn's messages on standard
-    error.
+    Failure if the configuration has errors.  If addconn finds them, its messages are printed on standard
+    error, and the Failure has its exit status.
     """
     addconn = os.path.join(host.execdir, "addconn")
     need_pluto(host)
@@ -13804,7 +13804,7 @@ def outside(host: Host) -> str:
             first, this = host.stat(path), host.stat(own)
         except OSError:
             continue  # an ordinary user is not permitted to read this path
-        if (first.st_dev, first.st_ino) != (this.st_dev, this.st_ino):
+        if not os.path.samestat(first, this):
             return where
     return ""
 
@@ -13836,8 +13836,8 @@ def runs_this(host: Host, service: Service) -> bool:
 def find_service(host: Host, wanted: str, action: str) -> Service | None:
     """Return the service that does the action, or None if this program must start or stop pluto directly.
 
-    `wanted` is the value of --init: an init system, `none`, or empty without the option.  Raises Failure if
-    that init system is unknown, if it has no service for pluto, or if several init systems have one.
+    `wanted` is the value of --init: an init system, `none`, or empty without the option.  Raises Failure as
+    named_service() and detected_service() do.
     """
     if wanted == "none":
         return None
@@ -21128,7 +21128,7 @@ def password_troubles(facts: Facts, base: NssDatabase) -> Iterator[Trouble]:
         raise PermissionError("only root can open the NSS database")
     if not facts.host.which("certutil"):
         raise Missing("certutil is not installed, so the password of the database can't be tested",
-                      hint=nss_package(facts.host))
+                      hint=nss_tools_hint(facts.host))
     try:
         base.tool("certutil", "-K")  # `certutil -K` opens the private keys, as pluto does when pluto starts
     except NssTool as failure:
@@ -21185,7 +21185,7 @@ def file_damage(facts: Facts, base: NssDatabase, name: str) -> str:
     if head[24:28] == head[92:96] and size > facts.host.stat(path).st_size:
         return "is cut short"
     # NSS itself would read an endless view for ever
-    is_checked = facts.needs_database or base.may_be_endless(name)
+    is_checked = facts.needs_database or base.may_have_view(name)
     return base.damage(name) if is_checked else ""
 
 
@@ -27413,7 +27413,7 @@ def nss_database(host: Host, args: Args, name: str, password_option: str = "--pa
     directory = args.value("--nssdir") or args.value("--configdir")
     if not directory and (args.flag("--nssdir") or args.flag("--configdir")):
         raise Failure(f"ipsec {name}: --nssdir needs a value: DIR", USAGE)
-    return NssDatabase(host, directory, first_line(host, file) if file else None)
+    return NssDatabase(host, directory, password_of_file(host, file) if file else None)
 
 
 @command("initnss", summary="create the NSS database", options=NSS_OPTIONS,
@@ -27476,7 +27476,7 @@ def import_command(host: Host, args: Args) -> int:
 
     def password() -> str:
         if file:
-            return first_line(host, file)
+            return password_of_file(host, file)
         try:
             return host.ask(f"Password of {quote(args.operands[0])}: ", secret=True,
                             hint="give --password-file FILE")
@@ -27512,7 +27512,7 @@ def nss_tool_command(name: str, directory: str, secret: str) -> None:
             raise Failure(f"ipsec {name}: {refused} is not accepted", USAGE, f"ipsec --nssdir DIR {name} …")
         base = NssDatabase(host)
         base.check_modules()
-        path = host.resolve(name, nss_package(host))
+        path = host.resolve(name, nss_tools_hint(host))
         argv = [directory, f"sql:{host.path(base.directory)}"]
         own = {secret, "--empty-password", "-K" if name == "pk12util" else ""}
         if secret and base.password is not None and not own & set(words):

@@ -114,7 +114,7 @@ def test_trust(values: tuple[int, ...], text: str) -> None:
     (b"", ""), (b"one\ntwo\n", "one"), (b"one\r\n", "one"), ("a\fb\x1c\u2028c\n".encode(), "a\fb\x1c\u2028c")])
 def test_only_a_line_feed_ends_a_password(tmp_path: Path, data: bytes, password: str) -> None:
     (tmp_path / "password").write_bytes(data)
-    assert ipsec.first_line(Host({}), f"{tmp_path}/password") == password
+    assert ipsec.password_of_file(Host({}), f"{tmp_path}/password") == password
 
 
 def test_no_trust_value() -> None:
@@ -129,7 +129,7 @@ def test_no_trust_value() -> None:
 def test_package(tmp_path: Path, system: str, package: str) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/os-release").write_text(system + "\n")
-    assert package in ipsec.nss_package(Host(root=str(tmp_path)))
+    assert package in ipsec.nss_tools_hint(Host(root=str(tmp_path)))
 
 
 def test_password_file_for_tools(tmp_path: Path) -> None:
