@@ -22536,7 +22536,7 @@ def algorithm_lines(report: Report) -> Iterator[str]:
     The result of the self-test is added if it is not `passed`.
     """
     entry: dict[str, str] = {}
-    for line in (*report.host.lines("/proc/crypto"), ""):
+    for line in (*report.host.lines("/proc/crypto"), ""):  # an empty line ends an entry
         if line.strip():
             key, _, value = line.partition(":")
             entry[key.strip()] = value.strip()
@@ -24956,7 +24956,7 @@ operation_command("replace", "reload a connection from ipsec.conf")
 operation_command("ondemand", "load a connection and install its trap policy, as add and route do")
 
 
-def pluto_start(host: Host, args: Args) -> int:
+def start_connections(host: Host, args: Args) -> int:
     """Run `ipsec start CONN...`: load the connections and bring them up; return the exit status."""
     return operate_all(WhackRunner(host, args), "start", args.operands)
 
@@ -27280,7 +27280,7 @@ def start_command(host: Host, args: Args) -> int:
     them up.  Then the status is 0, or the status of the first connection that fails.
     """
     if args.operands:
-        return pluto_start(host, args)
+        return start_connections(host, args)
     return control_service(host, args, "start")
 
 
