@@ -1,6 +1,6 @@
-"""Planted secrets: each at a place where administrators leave them, and in one of many forms.
+"""Planted secrets (canaries), at the places where administrators leave secrets, in many forms.
 
-No canary is in ipsec.secrets, so the redaction knows none by its value: place or form must tell that it is a secret.
+No canary is in ipsec.secrets, so the redaction does not know its value, and must recognise it by its place or its form.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ WORDED: tuple[Form, ...] = (*UNQUOTED, 'set it to "{}" there'.format, '{{"psk": 
 STAMPS = ("Nov 25 23:00:01.123456: ", "Nov  5 03:00:01: ", "2026-11-25T23:00:01.123456+00:00 gw pluto[7]: ",
           "Nov 25 23:00:01 gw pluto[7]: ", "")
 
-#: Command lines that name ipsec or pluto, which is what put them into a report
+#: Command lines that name ipsec or pluto, and therefore appear in a report
 PROCESSES = (
     "docker run -e VPN_IPSEC_PSK={} hwdsl2/ipsec-vpn-server", "docker run -e IPSEC_TOKEN={} image",
     "curl -H X-Vault:{} https://vault/ipsec", "mysql -uipsec -p{} radius", "java -Dipsec.key={} -jar gw.jar",
@@ -194,7 +194,7 @@ LIVE: dict[str, Place] = {
     "iptables prefix": Place("", FIREWALL[:2], (plain,)), "nft comment": Place("", FIREWALL, (plain,)),
     "nft set comment": Place("", FIREWALL[:3], (plain,)), "nft prefix": Place("", FIREWALL[:2], (plain,)),
 }
-#: What is around the lines of a file; @ stands for all of them. Other files have nothing else
+#: The texts of files around the planted lines, for which @ stands. Other files have only the planted lines
 FRAMES = {
     f"{DROPINS}/env.conf": "[Service]\n@", "/etc/systemd/system/ipsec.service": (
         "[Service]\nExecStart=/usr/libexec/ipsec/pluto --nofork\n@"),

@@ -22,7 +22,7 @@ def end() -> None:
 
 @contextlib.contextmanager
 def stopped() -> Iterator[None]:
-    """Stop the clock of the running test, and start it afresh afterwards; outside a test nothing is done."""
+    """Stop the clock of the running test, and restart it from 0 afterwards.  Outside a test, do nothing."""
     tests = list(_running) if threading.current_thread() is threading.main_thread() else []
     for item, _ in tests:
         item.config.hook.pytest_timeout_cancel_timer(item=item)

@@ -15,7 +15,7 @@ DEVICE = "/dev/fuse"
 
 
 def cover(libc: ctypes.CDLL, path: str) -> int:
-    """Mount a silent file system on the path; return the descriptor that it lives as long as.  Raises OSError."""
+    """Mount a silent file system on the path.  Closing the returned descriptor ends it.  Raises OSError."""
     if not os.path.exists(DEVICE):
         os.mknod(DEVICE, stat.S_IFCHR | 0o600, os.makedev(10, 229))  # /dev/fuse, devices.txt of the kernel
     fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
@@ -29,12 +29,12 @@ def cover(libc: ctypes.CDLL, path: str) -> int:
 def main() -> None:
     end = sys.argv.index("--")
     libc = ctypes.CDLL(None, use_errno=True)
-    held = [cover(libc, path) for path in sys.argv[1:end]]
+    descriptors = [cover(libc, path) for path in sys.argv[1:end]]
     pid = os.fork()
     if pid == 0:
         os.execvp(sys.argv[end + 1], sys.argv[end + 1:])
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    for fd in held:
+    for fd in descriptors:
         os.close(fd)
     sys.exit(status if status >= 0 else 128 - status)
 

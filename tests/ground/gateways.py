@@ -139,8 +139,8 @@ class Gateways:
         uml.boot(self.machine, "\n".join([*self._script, "exit 0\n"]), timeout=timeout).check()
         results = {}
         for name in self._steps:
-            end, stdout, stderr = (self.machine.read(f"/gateways/steps/{name}.{part}")
-                                   for part in ("status", "stdout", "stderr"))
-            status, began, ended = end.split()
-            results[name] = Result(int(status), stdout, stderr, float(ended) - float(began))
+            kept = f"/gateways/steps/{name}"
+            status, began, ended = self.machine.read(f"{kept}.status").split()
+            results[name] = Result(int(status), self.machine.read(f"{kept}.stdout"),
+                                   self.machine.read(f"{kept}.stderr"), float(ended) - float(began))
         return results

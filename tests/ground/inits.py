@@ -18,7 +18,7 @@ from .machine import Machine, control_group, wait_for
 
 PLUTO = "/usr/libexec/ipsec/pluto --nofork --config /etc/ipsec.conf"
 
-#: What the services do before pluto: as in Debian's unit, libreswan's own command makes the NSS database.
+#: The commands before the start of pluto. As in Debian's unit, libreswan's own command makes the NSS database.
 PREPARE = "mkdir -p /run/pluto; /usr/sbin/ipsec --checknss >/dev/null"
 
 SYSVINIT = f"""#!/bin/sh
@@ -71,7 +71,8 @@ exec s6-svscan /run/service
 
 
 class Init(NamedTuple):
-    """An init system: its first process, the service's files (path, mode, text), a command that succeeds when up."""
+    """An init system: the command of its first process, the files of the service (path, mode, text), and a command
+    that succeeds when the init system is up."""
 
     command: Sequence[str]
     files: Sequence[tuple[str, int, str]]
@@ -90,7 +91,7 @@ INITS: dict[str, Init] = {
 
 
 class Booted(Machine):
-    """A machine that has come up under its init system; `init` is the name of that."""
+    """A machine whose init system has booted it; `init` is the name of the init system."""
 
     def __init__(self, name: str, init: str, layers: Sequence[str], pyz: Path | None = None, **options: Any) -> None:
         system = INITS[init]
@@ -107,7 +108,7 @@ class Booted(Machine):
             for wants in self.path("/etc/systemd/system").glob("*.wants"):
                 wants.joinpath("ipsec.service").unlink(missing_ok=True)
             inittab = self.path("/etc/inittab")
-            if inittab.exists():  # no consoles, and a sign that the runlevel has been entered
+            if inittab.exists():  # remove the consoles, and make init create a file in the runlevel
                 lines = [line for line in inittab.read_text().splitlines(keepends=True) if "getty" not in line]
                 inittab.write_text("".join([*lines, INITTAB]))
             self.boot()

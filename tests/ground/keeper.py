@@ -65,7 +65,7 @@ def bind(source: str, target: str, readonly: bool = False) -> None:
 
 
 def mount_root(spec: Spec) -> str:
-    """Mount the overlay of the layers, topmost first, below the cache directory; return the place.
+    """Mount the overlay of the layers, topmost first, below the cache directory, and return its path.
 
     Changes are kept in memory, or in the directory that the spec names."""
     os.chdir(spec["cache"])  # names of layers below it are short, and need no quoting

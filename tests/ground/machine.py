@@ -72,7 +72,7 @@ class Spec(NamedTuple):
 
 
 class Machine:
-    """A running machine; a context manager that closes it. `pid` is the number of its first process on this host."""
+    """A running machine; a context manager that closes it. `pid` is the PID on this host of its first process."""
 
     _numbers = itertools.count(1)
 
@@ -90,7 +90,7 @@ class Machine:
         self._tell(json.dumps(spec._asdict()))
         line = self._keeper.stdout.readline()
         if not line:
-            raise Problem(f"machine {name} does not stand: {self._keeper.stderr.read().decode().strip()}")
+            raise Problem(f"machine {name} did not start: {self._keeper.stderr.read().decode().strip()}")
         self.pid = int(line)
         if spec.network:
             self.ip("link", "set", "lo", "up")
@@ -105,7 +105,7 @@ class Machine:
         """End the machine and all processes in it."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
-        self._keeper.wait()  # it ends once the first process and so all others are gone
+        self._keeper.wait()  # it ends when all processes of the machine have ended
         for process in self._spawned:
             process.kill()
             process.wait()
@@ -161,7 +161,9 @@ class Machine:
         return process
 
     def outside(self, pid: int) -> int:
-        """Return the number on this host of process `pid` of the machine. Raises ProcessLookupError."""
+        """Return the PID on this host of the process that has the PID `pid` in the machine.
+
+        Raises ProcessLookupError if there is no such process."""
         namespace = os.readlink(f"/proc/{self.pid}/ns/pid")
         for entry in os.listdir("/proc"):
             if not entry.isdigit():

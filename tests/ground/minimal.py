@@ -17,10 +17,11 @@ from . import host
 from .machine import Machine
 from .roots import ROOTS, Store, keep
 
-#: Packages besides Python's: the library that glibc loads to end a thread; for pluto, those that NSS loads by name.
+#: Packages other than Python's: the library that glibc loads to end a thread, and for pluto, the libraries that NSS
+#: loads by name.
 ALWAYS, FOR_PLUTO = ("libgcc-s1",), ("libnss3",)
 
-#: The directory of libreswan's programs. Its scripts do not run on such a host, but they lie there, too.
+#: The directory of libreswan's programs. Its scripts are copied, too, but do not run on such a host.
 PROGRAMS = "/usr/libexec/ipsec"
 
 #: Empty directories of the smallest host.

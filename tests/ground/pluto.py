@@ -19,10 +19,11 @@ CONFIG = "config setup\n"
 
 
 class Pluto:
-    """A running pluto; a context manager that stops it. When the constructor returns, pluto listens and has loaded its
-    connections; with `listening=False` (for a configuration that does not load) it only answers on its control socket.
+    """A running pluto; a context manager that stops it.
 
-    `pid` is its number in the machine; `log`, `rundir` and `nssdir` are paths in the machine.
+    When the constructor returns, pluto listens and has loaded its connections. With `listening=False`, for a
+    configuration that does not load, pluto only answers on its control socket. `pid` is its PID in the machine; `log`,
+    `rundir` and `nssdir` are paths in the machine.
     """
 
     PROGRAM = "/usr/libexec/ipsec/pluto"
@@ -74,16 +75,19 @@ class Pluto:
 
     @property
     def output(self) -> str:
-        """What pluto has logged so far."""
+        """The text of pluto's log."""
         return self.machine.read(self.log)
 
     @property
     def running(self) -> bool:
-        """Whether pluto is alive; one that a signal has stopped is alive."""
+        """Whether the process of pluto exists, even if a signal has stopped it."""
         return self._process.poll() is None
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """End pluto by a signal to its own process, and wait. It is killed if it is still there after a minute."""
+        """Send pluto a signal, and wait until it has ended.
+
+        If it runs for another minute, it is killed, and Problem is raised.
+        """
         if not self.running:
             return
         self.machine.signal(self.pid, signal.SIGCONT)

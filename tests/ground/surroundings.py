@@ -1,7 +1,7 @@
 """Make a test process independent of what it inherits: signals, umask, limits, locale, time zone and other variables.
 
-What a test run inherits differs between a terminal, nohup(1), cron(8), a service, a container and a CI system. Programs
-that the tests start inherit what is set here; a test that is about one of these things sets it itself.
+These things differ between a terminal, nohup(1), cron(8), a service, a container and a CI system. Programs that the
+tests start inherit the values that are set here. A test about one of these things sets it itself.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import resource
 import signal
 import tempfile
 
-#: Signals that Python itself ignores and gives back to the programs that it starts, or that can't be caught.
+#: Signals that Python ignores, but not in the programs that it starts, and signals that can't be caught.
 LEFT = {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGKILL, signal.SIGSTOP}
 
-#: Variables that change what programs print or do: those with a prefix, and single ones.
+#: Variables that change the output or the behaviour of programs: prefixes, and whole names.
 PREFIXES = ("LC_", "PYTHON", "IPSEC_", "SUDO_", "LISTEN_")
 NAMES = ("LANG", "LANGUAGE", "TZ", "COLUMNS", "LINES", "CDPATH", "ENV", "BASH_ENV", "POSIXLY_CORRECT", "NO_COLOR",
          "FORCE_COLOR", "PAGER", "MANPAGER", "LESS", "EDITOR", "VISUAL", "NOTIFY_SOCKET")
@@ -36,14 +36,14 @@ PLAIN = re.compile(r"/[\w/.+-]{1,26}", re.ASCII)
 
 
 def receive(number: int, frame: object) -> None:
-    """Take a signal and do nothing: this process stays as deaf as it was started, its programs are not."""
+    """Ignore a signal in this process.  Unlike SIG_IGN, programs that this process starts do not inherit this."""
 
 
 def settle() -> None:
-    """Set what this process hands on to the defaults of a login."""
+    """Set everything that programs inherit from this process to the defaults of a login."""
     for number in signal.valid_signals() - LEFT:
         if signal.getsignal(number) == signal.SIG_IGN:
-            # With SIGCHLD ignored the kernel forgets how programs ended.
+            # if SIGCHLD is ignored, the kernel does not keep the exit statuses of programs
             signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else receive)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     os.umask(0o022)
@@ -52,7 +52,7 @@ def settle() -> None:
             del os.environ[name]
     os.environ["LC_ALL"] = "C.UTF-8"
     if not os.access(os.environ.get("HOME", ""), os.W_OK | os.X_OK):
-        os.environ.pop("HOME", None)  # the home is that of the user database then
+        os.environ.pop("HOME", None)  # without it, the home is that of the user database
     if os.access("/tmp", os.W_OK | os.X_OK) and not PLAIN.fullmatch(os.environ.get("TMPDIR", "/tmp")):
         del os.environ["TMPDIR"]
         tempfile.tempdir = None  # the module remembers the variable's value

@@ -20,10 +20,10 @@ from .host import NotBegun, Problem, Result, Unavailable, cache
 from .machine import ENVIRONMENT, PYZ, Machine
 from .roots import keep
 
-#: Loaded before the script: what a gateway's kernel has.
+#: The modules that are loaded before the script; the kernel of a gateway has them.
 MODULES = ("xfrm_user", "esp4", "esp6", "ah4", "ip_vti", "af_key", "veth")
 
-#: How often a kernel is started at most until its first process runs.
+#: The largest number of attempts to start a kernel.
 BOOTS = 3
 
 #: Where Debian's user-mode-linux keeps its modules, below it a directory for each version.
@@ -100,8 +100,9 @@ def run_kernel(kernel: Kernel, arguments: Sequence[str], memory: str, timeout: f
     """Run a kernel until it ends; both outputs are its console. Raises Problem after `timeout` seconds, and NotBegun
     if `begun` does not return true within BOOT_SECONDS.
 
-    Random addresses would make holes in its memory, and their bookkeeping takes all that a small one has. It is not
-    process 1 of its namespace: as such it would ignore the signal by which it aborts after a panic, and never end.
+    Address randomization is off, because it would make holes in the kernel's memory, whose tables would fill a small
+    memory. The kernel is not process 1 of its namespace: process 1 ignores the signal with which the kernel ends itself
+    after a panic.
     """
     argv = ["sh", "-c", '"$@"; exit "$?"', "sh", "setarch", "--addr-no-randomize", kernel.program, *arguments,
             f"mem={memory}", "con=null", "con0=null,fd:2", "con1=fd:0,fd:1", "panic=-1", "quiet"]
@@ -155,7 +156,7 @@ def fetch_newer(target: Path) -> None:
 
 @functools.cache
 def _kernel_or_reason() -> Kernel | str:
-    """Return a kernel that boots here, or why there is none: looked for once in a process."""
+    """Return a kernel that boots here, or the reason why there is none."""
     tried = []
     for find in (installed, newer):
         try:
@@ -178,7 +179,7 @@ def installed() -> Kernel:
 
 def newer() -> Kernel:
     """Return the user-mode-linux of NEWER_SUITE, from the cache. Raises Problem."""
-    # Its program has the place of the cache in it, so that is part of the recipe.
+    # fetch_newer() writes the path of the cache into the program, so the path is a part of the recipe
     return kernel_below(cache() / keep("user-mode-linux", (NEWER_SUITE, str(cache())), fetch_newer).layer)
 
 
@@ -229,9 +230,9 @@ def boot(machine: Machine, script: str, *, memory: str = "512M", timeout: float 
 
 
 def boot_initramfs(machine: Machine, script: str, *, memory: str = "160M", timeout: float = 180) -> Result:
-    """Do the same as `boot` from a copy of all the machine's files in memory, with no other root: an initramfs.
+    """Do the same as boot(), but on an initramfs: a copy of all files of the machine in memory.
 
-    Only /uml is the machine's own; leave files there to see them afterwards.
+    Only /uml is the directory of the machine itself; files that the script writes there can be read afterwards.
     """
     machine.write("/uml/mounted", "")
     init(machine, "/init", f"share {machine.path('/uml')} /uml mounted || stop 'no /uml'")
