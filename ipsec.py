@@ -23721,7 +23721,7 @@ class Diagnoser:
 
         `complaint` is the line of pluto's log with the reason.
         """
-        text = split_log_text(complaint.text)[2]
+        _, _, text = split_log_text(complaint.text)
         reason = text.partition(": ")[2] or text
         cause_name, short, check, local = "not-loaded", "not loaded", "the setting that the message names", "config"
         cause = cause_of(text)
@@ -23849,7 +23849,7 @@ class Diagnoser:
         means = self._refined(cause, entries)
         when = clues[0].line.when if clues else None
         failures = [clue for clue in clues if clue.cause.name not in PENDING_CAUSES] or clues
-        lines = {clue.line.text: clue.line for clue in failures}
+        lines = {clue.line.text: clue.line for clue in failures}  # equal texts are shown once
         evidence = [self._shown(line) for line in lines.values()][:4]
         others = [before] if before else []
         if before and cause.name in ("esp-here", "esp-peer"):
@@ -24218,8 +24218,11 @@ def xfrm_counters(host: Host) -> list[str]:
     shown = []
     for line in host.value("/proc/net/xfrm_stat").splitlines():
         words = line.split()
-        if len(words) == 2 and words[0] in XFRM_COUNTERS and words[1] != "0":
-            shown.append(f"{words[0]} is {words[1]}: {XFRM_COUNTERS[words[0]]}")
+        if len(words) != 2:
+            continue
+        counter, number = words
+        if counter in XFRM_COUNTERS and number != "0":
+            shown.append(f"{counter} is {number}: {XFRM_COUNTERS[counter]}")
     return shown
 
 
@@ -24681,8 +24684,11 @@ class WhackRunner:
 
     def addconn(self) -> str:
         """Return the path of libreswan's program that loads connections, or "" if it is not installed."""
-        paths = [os.path.join(self.host.execdir, name) for name in ("addconn", "add")]
-        return next(filter(self.host.executable, paths), "")
+        for name in ("addconn", "add"):
+            path = os.path.join(self.host.execdir, name)
+            if self.host.executable(path):
+                return path
+        return ""
 
     def _load_status(self, name: str, ran: Ran) -> int:
         """Return the exit status for the result of addconn.  Print causes of failures that addconn omits.
@@ -24850,7 +24856,7 @@ def whack_command(host: Host, args: Args) -> int:
     """
     words = args.operands
     # `ipsec --dry-run whack …` puts --dry-run before whack's own words; whack itself has no such option
-    dry_run = words[:1] == [DRY_RUN_OPTION.key]
+    dry_run = bool(words) and words[0] == DRY_RUN_OPTION.key
     if dry_run:
         words = words[1:]
     compiled = WhackRunner(host, Args()).compiled
@@ -25262,10 +25268,10 @@ def names_only(host: Host, file: str, names: Collection[str]) -> bool:
         return False
     for line in lines:
         if line.startswith(("conn", "include")):
-            keyword, *rest = line.split()
-            if keyword != "conn" or len(rest) != 1:
+            words = line.split()
+            if len(words) != 2 or words[0] != "conn":
                 return False
-            if rest[0] not in names and rest[0] != "%default":
+            if words[1] not in names and words[1] != "%default":
                 return False
     return True
 
