@@ -5229,7 +5229,7 @@ def pack_struct(form: str, *values: bytes | int) -> bytes:
 
 
 def aligned(size: int) -> int:
-    """Return the size rounded up to a multiple of 4, the size of a netlink message or attribute with padding."""
+    """Round the size of a netlink message or attribute up to a multiple of 4, which includes the padding."""
     return (size + 3) & ~3
 
 
@@ -5282,11 +5282,11 @@ def dump(host: Host, family: int, kind: int, body: bytes) -> Iterator[Message]:
 
 def exchange(host: Host, family: int, *packets: Sequence[NetlinkRequest],
              ignored: Sequence[int] = ()) -> Iterator[Message]:
-    """Send packets of netlink requests one after the other, and yield the messages that answer the requests.
+    """Send packets of netlink requests one after the other, and yield the messages that answer them.
 
-    A packet can hold several requests.  After a packet is sent, wait until the kernel has answered the packet's
-    last request with NLM_F_ACK or NLM_F_DUMP, and yield only the messages that answer this request.  Then send
-    the next packet.  If messages may be missing or repeated, a warning is printed at the end.
+    Each packet holds one or more requests.  Only the last request that has the flag NLM_F_ACK or NLM_F_DUMP is
+    awaited: the messages that answer it are yielded, and then the next packet is sent.  If messages may be
+    missing or repeated, a warning is printed at the end.
 
     If the kernel reports an errno that is not in `ignored`, raises OSError with this errno and, instead of a
     file name, the name of the kernel's table.  Raises TimedOut if the kernel does not answer.
@@ -5350,7 +5350,8 @@ def _answers(link: _socket.socket, packets: Iterable[Sequence[NetlinkRequest]],
                     code = -int.from_bytes(buffer[begin:begin + ERRNO_SIZE], sys.byteorder, signed=True)
                     if code and code not in ignored:  # 0: an acknowledgement, or the end of a dump
                         raise OSError(code, os.strerror(code))
-                    is_answered |= answered == awaited
+                    if answered == awaited:
+                        is_answered = True
                 elif answered == awaited:
                     yield buffer, begin, end
     return is_complete
@@ -5379,12 +5380,12 @@ def acknowledge(host: Host, family: int, *packets: Sequence[NetlinkRequest],
         continue
 
 
-def message_texts(messages: Iterable[Message], tell: Callable[[bytes, int, int], str]) -> Iterator[str]:
-    """Yield tell(message) for each message.  If tell() can't decode a message, yield a line with its size."""
+def message_texts(messages: Iterable[Message], to_text: Callable[[bytes, int, int], str]) -> Iterator[str]:
+    """Yield the text of each message.  If to_text() can't decode a message, yield a line with its size."""
     import struct
     for buffer, start, end in messages:
         try:
-            yield tell(buffer, start, end)
+            yield to_text(buffer, start, end)
         except (struct.error, IndexError, KeyError, ValueError, OverflowError):
             yield f"(a message of {end - start} bytes that can't be read)\n"
 
@@ -5491,7 +5492,7 @@ ENCAPSULATED = {
     UDP_ENCAP_ESPINUDP: "espinudp",
     TCP_ENCAP_ESPINTCP: "espintcp"}
 SHARES = {0: "any", 1: "session", 2: "user", 3: "unique"}
-SA_DIRECTIONS = {0: "other (0)", XFRM_SA_DIR_IN: "in", XFRM_SA_DIR_OUT: "out"}
+SA_DIRECTIONS = {XFRM_SA_DIR_IN: "in", XFRM_SA_DIR_OUT: "out"}
 STATE_FLAGS = ("noecn", "decap-dscp", "nopmtudisc", "wildrecv", "icmp", "af-unspec", "align4", "esn")
 STATE_EXTRA_FLAGS = ("dont-encap-dscp", "oseq-may-wrap")
 POLICY_FLAGS = ("localok", "icmp")
@@ -5872,8 +5873,9 @@ class XfrmText(XfrmReader):
             text += f"\tif_id {hexadecimal(unsigned(more[XFRMA_IF_ID]))}\n"
         if XFRMA_TFCPAD in more:
             text += f"\ttfcpad {unsigned(more[XFRMA_TFCPAD])}\n"
-        if direction := more.get(XFRMA_SA_DIR):
-            text += f"\tdir {SA_DIRECTIONS.get(direction[0], f'other ({direction[0]})')}\n"
+        if data := more.get(XFRMA_SA_DIR):
+            direction = SA_DIRECTIONS.get(data[0], f"other ({data[0]})")
+            text += f"\tdir {direction}\n"
         if XFRMA_SA_PCPU in more:
             text += f"\tpcpu-num {unsigned(more[XFRMA_SA_PCPU])}\n"
         return text
@@ -5926,7 +5928,7 @@ NO_ADDRESS = ("0.0.0.0", "::")
 
 
 class Flow(Record):
-    """Packets of one kind, which takes() compares with a selector."""
+    """The properties of some packets.  Selector.takes() compares them with a selector."""
 
     source: str
     destination: str
@@ -6076,10 +6078,12 @@ class XfrmData(XfrmReader):
         possible.reverse()
         possible.sort(key=lambda policy: policy.priority)
 
-        for index, policy in enumerate(possible):
+        tried: list[Policy | None] = []
+        for policy in possible:
+            tried.append(policy)
             if policy.selector.takes(flow):
-                return [*possible[:index + 1]]
-        return [*possible, None]
+                return tried
+        return [*tried, None]
 
     def fate(self, policy: Policy | None, destination: str) -> str:
         """Return what the kernel does with a packet for `destination` to which `policy` applies.
@@ -6151,14 +6155,14 @@ class XfrmData(XfrmReader):
         window = raw.replay_window
         if XFRMA_REPLAY_ESN_VAL in more:
             *_, window = unpack_struct(REPLAY_ESN_FORM, more[XFRMA_REPLAY_ESN_VAL])
-        encapsulation = 0
+        encapsulation = ""
         if XFRMA_ENCAP in more:
-            encapsulation, *_ = unpack_struct(ENCAP_FORM, more[XFRMA_ENCAP])
+            kind, *_ = unpack_struct(ENCAP_FORM, more[XFRMA_ENCAP])
+            encapsulation = ENCAPSULATED.get(kind, str(kind))
         device = ""
         if XFRMA_OFFLOAD_DEV in more:
             index, _ = unpack_struct(OFFLOAD_FORM, more[XFRMA_OFFLOAD_DEV])
             device = self.device(index)
-        direction = unsigned(more.get(XFRMA_SA_DIR))
         count, packets, added, used = raw.lifetimes[-4:]
 
         return State(
@@ -6174,13 +6178,13 @@ class XfrmData(XfrmReader):
             selector=self._selector(raw.selector),
             flags=tuple(name for bit, name in enumerate(STATE_FLAGS) if raw.flags >> bit & 1),
             algorithms=tuple(self._algorithm(word, data) for word, data, _ in algorithms(more)),
-            encapsulation=str(ENCAPSULATED.get(encapsulation, encapsulation or "")),
+            encapsulation=encapsulation,
             replay_window=window,
             bytes=count,
             packets=packets,
             added=added,
             used=used,
-            direction=SA_DIRECTIONS.get(direction, "") if direction else "",
+            direction=SA_DIRECTIONS.get(unsigned(more.get(XFRMA_SA_DIR)), ""),
             device=device)
 
     @staticmethod
@@ -6213,31 +6217,38 @@ def pluto_priorities(selector: Selector) -> set[int]:
     """Return all priorities that pluto can choose for a policy with this selector.
 
     Connections with priority= are not considered.  From 4.6 on, a priority consists of these bits, highest
-    first: a base from 1 to 3 (2 bits), the number of ports that are not set (2), whether the protocol is not
-    set (1), 128 minus the prefix length for each end (8 each), and whether the connection is a template or
-    permanent, not an instance (1).  From 4.6 to 4.15, the value for the second end is 0 in a shunt of an
-    opportunistic connection.
+    first:
 
-    Before 4.6, a priority is a maximum, which depends on the base, minus a number with these bits, highest
-    first: the number of ports that are set (2), whether the protocol is set (1), and both prefix lengths (8
-    each).  In a shunt of an opportunistic connection, the second prefix length is that of a host.  From 3.30
-    on, the maximum and the number have one more bit, the lowest.  In the maximum, it is always set.  In the
-    number, it is set unless the connection is an instance.
+        2 bits: a base from 1 to 3
+        2 bits: the number of ports that are not set
+        1 bit: whether the protocol is not set
+        8 bits for each end: 128 minus the prefix length
+        1 bit: 0 if the connection is an instance, otherwise 1
+
+    Before 4.6, a priority is a maximum, which depends on the base, minus a number with these bits:
+
+        2 bits: the number of ports that are set
+        1 bit: whether the protocol is set
+        8 bits for each end: the prefix length
+        1 bit from 3.30 on: 0 if the connection is an instance, otherwise 1
+
+    Up to 4.15, a shunt of an opportunistic connection has a fixed value for the second end: the prefix length
+    of a single host before 4.6, and 0 from 4.6 on.
     """
     priorities = set()
-    protocol = bool(selector.protocol)
-    whole = 128 if ":" in selector.source else 32
-    for first, second in (selector.prefixes, selector.prefixes[::-1], (whole, whole)):
+    has_protocol = bool(selector.protocol)
+    single = 128 if ":" in selector.source else 32
+    for first, second in (selector.prefixes, selector.prefixes[::-1], (single, single)):
         for base in (1, 2, 3):
             for ports in range(3):
-                for prefix in (second, whole):
-                    old = ports << 17 | protocol << 16 | first << 8 | prefix
-                    priorities.add((base + 1 << 19) - 1 - old)
-                    doubled = (base + 1 << 20) - 1 - (old << 1)
-                    priorities |= {doubled, doubled - 1}
-                for rest in (128 - second, 0):
-                    new = ((base << 2 | ports) << 1 | (not protocol)) << 16 | 128 - first << 8 | rest
-                    priorities |= {new << 1, new << 1 | 1}
+                for prefix in (second, single):
+                    number = ports << 17 | has_protocol << 16 | first << 8 | prefix
+                    priorities.add((base + 1 << 19) - 1 - number)  # before 3.30
+                    instance = (base + 1 << 20) - 1 - (number << 1)
+                    priorities |= {instance, instance - 1}  # for other connections, the last bit is subtracted
+                for end in (128 - second, 0):
+                    number = ((base << 2 | ports) << 1 | (not has_protocol)) << 16 | 128 - first << 8 | end
+                    priorities |= {number << 1, number << 1 | 1}
     return priorities
 
 
@@ -6271,7 +6282,7 @@ def is_trap_template(template: Template) -> bool:
 
 
 def is_plutos_reqid(reqid: int, reqids: Collection[int]) -> bool:
-    """Return whether pluto chose the reqid, or `reqids` (values of reqid=) has the reqid.  0 is no reqid."""
+    """Return whether the reqid is in the range from which pluto chooses, or in `reqids` (values of reqid=)."""
     return reqid > MANUAL_REQID_MAX or (reqid != 0 and reqid in reqids)
 
 
@@ -6281,11 +6292,11 @@ def is_plutos_state(state: State, reqids: Collection[int] = ()) -> bool:
 
 
 def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
-    """Remove the states and policies that pluto made, and return the number of states and of policies.
+    """Remove the states and policies that pluto made; return how many states and how many policies these are.
 
     Call this only while no pluto runs: packets that the policies protected are sent in clear afterwards.
-    `reqids` are the values of reqid= of all connections.  Raises the same exceptions as exchange().  A state
-    or policy that has vanished in the meantime is no error.
+    `reqids` are the values of reqid= of all connections.  Raises the same exceptions as exchange(), but not
+    for a state or policy that has vanished in the meantime.
     """
     data = XfrmData(host)
 
@@ -6527,7 +6538,7 @@ class RouteText(KernelReader):
             text += f" {self.text_of(AF_MPLS, details[MPLS_IPTUNNEL_DST])} "
             if MPLS_IPTUNNEL_TTL in details:
                 text += f"ttl {details[MPLS_IPTUNNEL_TTL][0]} "
-        elif kind in (LWTUNNEL_ENCAP_IP, LWTUNNEL_ENCAP_IP6) and details.keys() >= {*tunnel}:
+        elif kind in (LWTUNNEL_ENCAP_IP, LWTUNNEL_ENCAP_IP6) and all(field in details for field in tunnel):
             hops, service = ("ttl", "tos") if kind == LWTUNNEL_ENCAP_IP else ("hoplimit", "tc")
             key, source, destination, limit, tos = (details[field] for field in tunnel)
             text += f"id {unsigned(key, 'big')} "
@@ -6596,7 +6607,7 @@ class RouteText(KernelReader):
         Raises OSError or TimedOut if reading fails.
         """
         for family, title in ((AF_INET, ""), (AF_INET6, "IPv6:\n")):
-            request = pack_struct(FIB_RULE_FORM, family, *bytes(7), 0)
+            request = bytes([family]).ljust(FIB_RULE_SIZE, b"\0")
             messages = dump(self.host, NETLINK_ROUTE, RTM_GETRULE, request)
             yield title + "".join(message_texts(messages, self.rule_text))
 
@@ -6649,7 +6660,8 @@ class RouteText(KernelReader):
         if unsigned(more.get(FRA_L3MDEV)):
             text += "lookup [l3mdev-table] "
         if users := more.get(FRA_UID_RANGE):
-            text += "uidrange {}-{} ".format(*unpack_struct("=II", users))  # struct fib_rule_uid_range
+            first, last = unpack_struct("=II", users)  # struct fib_rule_uid_range
+            text += f"uidrange {first}-{last} "
         if protocol := more.get(FRA_IP_PROTO):
             text += f"ipproto {protocol_names(self.host).get(protocol[0], protocol[0])} "
         text += self._rule_ports(more, FRA_SPORT_RANGE, FRA_SPORT_MASK, "sport")
@@ -6913,10 +6925,10 @@ class LinkText(KernelReader):
         return text
 
     def tunnels(self, *kinds: str) -> Iterator[str]:
-        """Yield the text of each tunnel interface of these kinds, or of all TUNNEL_KINDS if none is given.
+        """Yield the text of each tunnel interface of these kinds (default: all TUNNEL_KINDS).
 
-        The text shows the two ends and the keys (xfrm: the if_id), the lower interface and the counters.
-        Raises OSError or TimedOut if the interfaces can't be read.
+        The text shows the two ends and the keys, the lower interface and the counters.  For xfrm, it shows
+        the if_id in place of ends and keys.  Raises OSError or TimedOut if the interfaces can't be read.
         """
         for _, _, _, more in self._links():
             info = attributes(more.get(IFLA_LINKINFO, b""))
@@ -6951,7 +6963,7 @@ class LinkText(KernelReader):
 
 
 def has_capability(host: Host, name: str) -> bool:
-    """Return whether this process has the capability `name` of CAPABILITIES.
+    """Return whether this process has a capability; `name` is a key of CAPABILITIES.
 
     Return True if that is unknown.  Source: proc_pid_status(5).
     """
@@ -7005,7 +7017,10 @@ def list_processes(host: Host) -> Iterator[Process]:
 
 
 def process_stat(host: Host, pid: int) -> tuple[str, list[str]]:
-    """Return the name of a process and the fields after it in /proc/PID/stat.  Raises OSError."""
+    """Return the name of a process and the fields after it in /proc/PID/stat.  Raises OSError.
+
+    The first of these fields is the state, which proc_pid_stat(5) lists as field 3.
+    """
     text = host.read(f"/proc/{pid}/stat")
     name, _, rest = text.partition("(")[2].rpartition(")")
     return name, rest.split()
@@ -7039,9 +7054,9 @@ def find_pluto(host: Host) -> int | None:
 def process_names(host: Host) -> dict[int, str | None]:
     """Return the names of all processes by PID.  A name that this user is not permitted to read is None."""
     names: dict[int, str | None] = {}
-    for pid in map(int, filter(str.isdecimal, host.listdir("/proc"))):
+    for pid in [int(name) for name in host.listdir("/proc") if name.isdecimal()]:
         try:
-            names[pid] = process_stat(host, pid)[0]
+            names[pid], _ = process_stat(host, pid)
         except PermissionError:
             names[pid] = None
         except OSError:
@@ -7050,10 +7065,10 @@ def process_names(host: Host) -> dict[int, str | None]:
 
 
 def plutos(host: Host) -> list[int]:
-    """Return the PIDs of all plutos in the network namespace of this process, with any run directory.
+    """Return the PIDs of all plutos in the network namespace of this process, whatever their run directories.
 
-    These plutos share the kernel's states and policies.  A pluto whose namespace is unknown is included, but
-    not a process whose name this user is not permitted to read.
+    These plutos share the kernel's states and policies.  A pluto whose namespace is unknown is included.  A
+    process whose name this user is not permitted to read is not.
     """
     def is_here(pid: int) -> bool:
         try:
@@ -7070,7 +7085,7 @@ def read_sysctl(host: Host, name: str) -> str:
 
     As with sysctl(8), a dot in the name of an interface is written as `/` in `name`.
     """
-    return host.value("/proc/sys/" + name.translate({46: "/", 47: "."}))
+    return host.value("/proc/sys/" + name.translate(str.maketrans("./", "/.")))
 
 
 def reads_disable_xfrm_of_all(host: Host) -> bool:
@@ -7142,16 +7157,17 @@ def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
     for protocol in protocols:
         try:
             lines = host.lines(f"/proc/{pid or 'self'}/net/{protocol}")
-            next(lines, "")
+            next(lines, "")  # skip the title
             for line in lines:
                 fields = line.split()
-                address, _, port = fields[1].partition(":")
-                if int(port, 16) in ports and fields[3] in ("07", "0A"):
+                address, _, digits = fields[1].partition(":")
+                port = int(digits, 16)
+                if port in ports and fields[3] in ("07", "0A"):
                     data = bytes.fromhex(address)
                     if sys.byteorder == "little":
                         words = [data[at:at + 4] for at in range(0, len(data), 4)]
                         data = b"".join(word[::-1] for word in words)
-                    yield Socket(protocol, ip_text(data), int(port, 16), int(fields[9]))
+                    yield Socket(protocol, ip_text(data), port, int(fields[9]))
         except (FileNotFoundError, IndexError, ValueError):
             continue  # the kernel has no IPv6, or a line has an unknown form
 
@@ -7198,7 +7214,7 @@ BASIC_SHUTDOWN = (((5, 1), 5), ((5, 0), 16), ((4, 0), 14), ((3, 28), 12), ((3, 2
 BASIC_LENGTH = 64  # some releases ignore messages of less than 17 bytes
 PLUTO_TIMEOUT = 60.0
 DRAIN_TIME = 5.0  # Seconds for reading the rest of a reply that the caller no longer needs.
-LINE_LIMIT = 1 << 20  # The maximum size of a line of a reply in bytes.  Pluto's lines are much shorter.
+LINE_LIMIT = 1 << 20  # The maximum length of a reply line in bytes.  Pluto's lines are much shorter.
 REPLY_LIMIT = 1 << 30  # The maximum size of a reply in bytes.  The status of 100,000 connections has 300 MB.
 NOT_ALLOWED = "run as root"  # The hint if the user is not permitted to connect to pluto's socket.
 
@@ -7285,15 +7301,15 @@ class Conversation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        """Close the socket, after reading the rest of the reply for at most DRAIN_TIME seconds.
+        """Read the rest of the reply for at most DRAIN_TIME seconds, and close the socket.
 
-        Without that, pluto would log an error for each line that it can't send.  After an exception other
-        than GeneratorExit (the caller needs no more lines) and OSError (the caller could not print them), the
-        rest is not read.
+        If the rest were not read, pluto would log an error for each line that it can't send.  GeneratorExit
+        means that the caller needs no more lines, and OSError that the caller can't print them.  After any
+        other exception, the socket is closed at once.
         """
-        can_wait = kind is None or issubclass(kind, (GeneratorExit, OSError))
+        must_drain = kind is None or issubclass(kind, (GeneratorExit, OSError))
         try:
-            if can_wait and not self.whole:
+            if must_drain and not self.whole:
                 if self.left is None or self.left > DRAIN_TIME:
                     self.limit(DRAIN_TIME)
                 for _ in self.lines():
@@ -7365,10 +7381,7 @@ class Conversation:
 
 
 class Pluto(Record):
-    """The version of the running pluto, the type of its socket, and its build options.
-
-    The build options are those that change the format of messages.
-    """
+    """The running pluto's version, the type of its socket, and the build options that change its messages."""
 
     version: str  # The version in pluto's status, with any suffix; empty if the status shows no version.
     packets: bool  # True if the type of pluto's socket is SOCK_SEQPACKET.
@@ -7416,8 +7429,8 @@ def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT,
         for block in talk.blocks():
             for line in decode(block).split("\n"):
                 if details is not None:
-                    place = line.find(":   ") + 4
-                    if place >= 4 and line[place:place + DETAIL_HEAD] not in details:
+                    _, is_detail, text = line.partition(":   ")
+                    if is_detail and text[:DETAIL_HEAD] not in details:
                         continue
                 yield line[4:] if line.startswith("000 ") else split_code(encode(line))[1]
 
@@ -7430,10 +7443,14 @@ def has_connection(host: Host, name: str) -> bool | None:
     """
     heads = (f'"{name}":', f'"{name}"[', f'"{name}/')
     try:
-        return any(line.startswith(heads) or name in line.partition('":   aliases: ')[2].split()
-                   for line in list(pluto_status(host, 10.0)))
+        lines = list(pluto_status(host, 10.0))
     except Failure:
         return None
+    for line in lines:
+        _, _, aliases = line.partition('":   aliases: ')
+        if line.startswith(heads) or name in aliases.split():
+            return True
+    return False
 
 
 def await_pluto(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
@@ -7524,8 +7541,8 @@ WHACK_MAGIC = """
 # `h` 16 bits, `i` int, `w` size_t or pointer, `q` 64 bits, `t` time_t, `a` a bool that begins a struct of
 # ints, `xN` N bytes.  `t=60` is an unnamed member of type `t` for which whack always sends the value 60.
 # Most of these members are defaults for connections, such as lifetimes.  `12w` stands for 12 unused members
-# of type `w`.  An unused member can have another type than in C if the next named member has the same offset
-# as in C: with time_t and pointers of 4 and of 8 bytes, and with 64-bit integers aligned to 4 and to 8 bytes.
+# of type `w`.  The types of unused members can differ from those in C, but every named member has the same
+# offset as in C, whether time_t and pointers have 4 or 8 bytes, and 64-bit integers are aligned to 4 or to 8.
 WHACK_MESSAGE = """
 3.25-5.2   i magic b status
 5.1-5.2    b shutdown
@@ -7785,8 +7802,8 @@ asynchronous                ? *         async
 utc                         ? *         utc
 label=TEXT                  ? *
 """
-# The words that some options of whack accept, by the member of the struct to which the option writes.  The
-# numbers are those of pluto's enums yn_options, global_redirect and ddos_mode.
+# The words that an option accepts as its value, by the member that the option sets.  The numbers are those of
+# pluto's enums yn_options, global_redirect and ddos_mode.
 WHACK_WORDS = {
     "ike_sock_err": {"no": 1, "yes": 2},
     "global_redirect": {"no": 1, "yes": 2, "auto": 3},
@@ -7808,8 +7825,7 @@ WHACK_MODIFIERS = frozenset((
 def table_rows(table: str) -> Iterator[list[str]]:
     """Yield the rows of one of the tables above as lists of words.
 
-    A row with a `/` is yielded as several rows: the words before the first `/`, and, for the words after each
-    `/`, the first two words of the row followed by those words.
+    A `/` repeats the first two words of a row: `A B C D / E F` gives the rows `A B C D` and `A B E F`.
     """
     for row in table.strip("\n").replace("\n ", " ").splitlines():
         head, *others = row.split(" / ")
@@ -8003,7 +8019,8 @@ class Request:
             self._set_address(effect[1:], value)
             return
 
-        name, separator, number = effect.replace("|", "=").partition("=")
+        operator = "|" if "|" in effect else "="
+        name, has_number, number = effect.partition(operator)
         if name in self.commands:
             if self.command not in ("", name):
                 first, second = name.replace("_", "-"), self.command.replace("_", "-")
@@ -8011,12 +8028,12 @@ class Request:
                               f"{self.pluto.version} accepts one command at a time", NO_PLUTO)
             self.command = name
             self._set("command", self.commands.index(name) + 1)
-            if not separator:
+            if not has_number:
                 return
 
         if name in self.layout.members:
             content = self._number(name, value) if number == "*" else int(number or 1)
-            if "|" in effect:
+            if operator == "|":
                 content |= self._get(name)
             self._set(name, content)
 
@@ -8101,10 +8118,10 @@ class Request:
         if "name" not in self.given:
             if any(rules[name] == "+" for name in self.given):
                 raise Failure("ipsec whack: missing --name <connection_name>", NO_PLUTO)
-            deadly = next((name for name in ENDS_WITHOUT_NAME if name in self.given), "")
-            if deadly and self.version >= (5, 4):
-                raise Failure(f"ipsec whack: --{deadly} needs --name: without it, pluto "
-                              f"{self.pluto.version} would exit", NO_PLUTO)
+            for name in ENDS_WITHOUT_NAME:
+                if name in self.given and self.version >= (5, 4):
+                    raise Failure(f"ipsec whack: --{name} needs --name: without it, pluto "
+                                  f"{self.pluto.version} would exit", NO_PLUTO)
         elif self.version >= (5,) and all(rules[name] == "." for name in actions):
             raise Failure(f'ipsec whack: {quote(self.given["name"])}: no reason for --name', NO_PLUTO)
 
@@ -8207,8 +8224,11 @@ def whack_words(words: Sequence[str], refusal: int = NO_PLUTO) -> list[tuple[str
 
 def whack_metavars() -> dict[str, str]:
     """Return the built-in whack's options: for each name the kind of value, or "" if there is no value."""
-    options = [row[0] for row in table_rows(WHACK_OPTIONS)] + list(WHACK_OWN_OPTIONS)
-    return {name: metavar for name, _, metavar in (option.partition("=") for option in options)}
+    metavars = {}
+    for option in [row[0] for row in table_rows(WHACK_OPTIONS)] + list(WHACK_OWN_OPTIONS):
+        name, _, metavar = option.partition("=")
+        metavars[name] = metavar
+    return metavars
 
 
 def whack_option(beginning: str, names: Collection[str], refusal: int) -> str:
@@ -8232,8 +8252,8 @@ class Replies:
     """Handles pluto's reply lines as the whack of one release does: text to print, prompts, exit status.
 
     The codes 20 to 99 are errors.  From 5.0 on, the code of the first error is the exit status.  Up to 4.15,
-    it is the code of the last error; a later line that is no error resets the status to 0, unless the line is
-    a comment or a prompt.
+    each line sets the exit status, to its code if that is an error, otherwise to 0.  Comments and prompts
+    don't change the exit status.
     """
 
     def __init__(self, version: tuple[int, ...], *, lenient: bool = False,
@@ -8286,8 +8306,8 @@ class Replies:
 def xauth_answer(host: Host, options: Mapping[str, str], what: str) -> bytes:
     """Return the XAUTH user name or password, depending on `what`, terminated by a NUL as pluto expects.
 
-    The text comes from the command line or a file.  If neither gives it, a prompt on the terminal asks the
-    user.  Raises Failure if the file can't be read, the text is too long, or there is no terminal.
+    The text comes from the command line, from --xauthpass-file, or from a prompt on the terminal.  Raises
+    Failure if the file can't be read, the text is too long, or there is no terminal.
     """
     is_secret = what == "password"
     text = options.get("xauthpass" if is_secret else "username")
@@ -8366,7 +8386,7 @@ def ends_unknown_connection(host: Host, options: Mapping[str, str],
                             version: tuple[int, ...] | None) -> bool:
     """Return True if a pluto up to 4.15 is asked to --terminate or --delete an unknown connection.
 
-    `version` is pluto's version, or None if it was not needed for the request.
+    `version` is pluto's version, or None if pluto has not been asked for it.
     """
     if not version or version >= (5,) or not options.keys() & {"terminate", "delete"}:
         return False
@@ -8719,7 +8739,8 @@ def whole_count(count: int | None, about: int | None) -> int | None:
     """
     if count is None or about is None or about <= count:
         return count
-    return count + ((about - count + (1 << 31)) >> 32 << 32)
+    overflows = (about - count + (1 << 31)) >> 32  # (about - count) / 2^32, rounded to an integer
+    return count + (overflows << 32)
 
 
 def find_outside(text: str, mark: str, start: int = 0) -> int:
@@ -8997,7 +9018,7 @@ class StatusReader:
         self._list: list[dict[str, Any]] | None = None  # The list to which the lines after a title are added.
         self._states: dict[int, dict[str, Any]] = {}  # States by serial number; see _hand_over_states().
         self._family: list[dict[str, Any]] = []  # The entries of a connection and of its instances.
-        self._detail_head = "\0"  # The beginning of the detail lines of the last connection.
+        self._detail_head = "\0"  # The beginning of the last connection's detail lines; no line begins with NUL.
         self._known: dict[str, Any] = {}  # A cache of parse_details(): many connections have equal lines.
 
     def read(self, lines: Iterable[str]) -> dict[str, Any]:
