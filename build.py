@@ -892,17 +892,17 @@ def embed(library: Path, names: Sequence[str], target: Path) -> None:
     """Copy files of the unpacked wheel in `library` to `target`.
 
     They are the licences, and the files that are loaded when an interpreter of this host imports the modules
-    `names`.  An interpreter that can't import them, such as Debian's python3-minimal, is ignored.  Raises
-    SystemExit if no interpreter can import them.
+    `names`.  If this host has none of TARGETS, this Python imports them.  An interpreter that can't import
+    them, such as Debian's python3-minimal, is ignored.  Raises SystemExit if no interpreter can import them.
     """
     def trace(python: Path) -> subprocess.CompletedProcess[str]:
         words = [str(python), "-ISBc", TRACE, str(library), *names]
         return subprocess.run(words, capture_output=True, text=True, check=False)
 
     files = set(library.glob("*.dist-info/licenses/*"))
-    traces = at_once(trace, interpreters().values())
+    traces = at_once(trace, list(interpreters().values()) or [Path(sys.executable)])
     good_traces = [result for result in traces if result.returncode == 0]
-    if traces and not good_traces:
+    if not good_traces:
         raise stop(f"no Python on this host can import parts of pyroute2: {reason_of(traces[0])}")
     for result in good_traces:
         paths = map(Path, result.stdout.splitlines())

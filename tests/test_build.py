@@ -805,6 +805,9 @@ def test_an_interpreter_that_cannot_import_pyroute2_is_ignored(tmp_path: Path, m
     monkeypatch.setattr(build, "interpreters", lambda: {"3.9": minimal, "3.10": Path(PYTHON)})
     build.embed(tmp_path / "library", ["pyroute2.one"], tmp_path / "target")
     assert os.listdir(tmp_path / "target/pyroute2") == ["one.py"]
+    monkeypatch.setattr(build, "interpreters", dict)
+    build.embed(tmp_path / "library", ["pyroute2.one"], tmp_path / "by this Python")
+    assert os.listdir(tmp_path / "by this Python/pyroute2") == ["one.py"]
     monkeypatch.setattr(build, "interpreters", lambda: {"3.10": Path(PYTHON)})
     with pytest.raises(SystemExit, match="can import parts of pyroute2: .*No module named 'nosuchmodule'"):
         build.embed(tmp_path / "library", ["pyroute2.two"], tmp_path / "target")
