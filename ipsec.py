@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any, Callable, Literal, NoReturn, TextIO, TypeVar
     from typing import NamedTuple as Record
-    Kind = TypeVar("Kind")
 
     T = TypeVar("T")
 
@@ -1948,7 +1947,10 @@ class Host:
 
     @staticmethod
     def stdout_name() -> str:
-        """Return the path of the regular file that standard output goes to.  If there is none, return `the report`."""
+        """Return the path of the file to which standard output is redirected.
+
+        Return `the report` if standard output is no regular file.
+        """
         link = "/proc/self/fd/1"
         return os.readlink(link) if os.path.isfile(link) else "the report"
 
@@ -3770,7 +3772,7 @@ def read_number(kind: str, value: str, bare: bool, release: tuple[int, ...] | No
     """Return how libreswan reads an invalid number, duration, percentage or size."""
     wrong = number_problem(kind, value)
     if not is_strict(release):
-        return Reading(None, f"{wrong}, and is ignored")
+        return Reading(None, wrong)
     if kind in ("number", "0-65535") and not is_integer(value):
         return Reading("0", f"{wrong}, and counts as 0")
     is_missing = not value and kind in ("duration", "percent", "size")
@@ -3800,7 +3802,7 @@ def read_bool(kind: str, value: str, release: tuple[int, ...] | None) -> Reading
             return Reading(low)
     wrong = "is not one of yes, no" if value else "has no value"
     if not is_strict(release):
-        return Reading(None, f"{wrong}, and is ignored")
+        return Reading(None, wrong)
     word = lexed_bool(value)
     return Reading(word, f"{wrong}; libreswan 3 and 4 read it as {word}") if word else Reading(None, wrong, True)
 
@@ -3833,7 +3835,7 @@ def read_words(kind: str, value: str, bare: bool, release: tuple[int, ...] | Non
     if not wrong:
         return Reading(taken)
     if not is_strict(release):
-        return Reading(None, f"{wrong}, and is ignored")
+        return Reading(None, wrong)
     # libreswan splits the value at these characters, and finds no word
     if not value.strip(" \t," if kind == "debug" else " \t:,"):
         return Reading(None, wrong)
@@ -4253,11 +4255,13 @@ class Config:
 
     def _invalid(self, setting: Setting, written: str, wrong: str, setup: bool) -> str:
         """Return the message for an invalid value.  `wrong` is the reason that read_value() gives."""
-        if not setup and (setting.key.startswith("dpd") or (self.release or LENIENT) >= PLUTO_READS):
-            wrong = wrong.replace("and is ignored", "so it is ignored or the connection is not loaded")
+        effect = ""
+        if self.release is not None and self.release >= LENIENT:
+            by_pluto = not setup and (setting.key.startswith("dpd") or self.release >= PLUTO_READS)
+            effect = ", so it is ignored or the connection is not loaded" if by_pluto else ", and is ignored"
         # a user may have written a secret as the value of authby=, leftauth= and the like
         shown = "" if "auth" in setting.key else quote(setting.value)
-        return f"{written}={shown} {wrong}"
+        return f"{written}={shown} {wrong}{effect}"
 
     def _keyword(self, setting: Setting, written: str, setup: bool) -> tuple[Keyword | None, bool]:
         """Return the keyword that `written` spells, and whether it belongs in this kind of section.
@@ -4825,39 +4829,47 @@ def check_includes(config: Config) -> None:
 RESOLVER_FILES = ("/etc/nsswitch.conf", "/etc/hosts", "/etc/resolv.conf")
 
 
-def check_answers(host: Host, name: str = "") -> None:
-    """Raise OSError if a file system that a program of libreswan needs does not answer, or if a file is a FIFO.
+def config_for_program(host: Host, name: str = "") -> Config | None:
+    """Return the configuration that a program of libreswan is about to read: the file `name`, default ipsec.conf.
 
-    Without this check, the program would wait for ever.  This function accesses the NSS database and the
-    configuration, which is the file `name` (default the host's ipsec.conf) with the files that it includes.
-    If the configuration is on standard input, it is not read.  The files from which addconn learns how to
-    resolve names are accessed, too.  A file system that failed to answer earlier in this process counts, too.
+    Return None if it is on standard input, which only the program can read.
+    """
+    return None if (name or host.conf) == "-" else Config(host, name)
+
+
+def check_answers(host: Host, config: Config | None) -> None:
+    """Raise OSError if a program of libreswan would wait for ever for a file.
+
+    A file system that the program needs does not answer, or a file of RESOLVER_FILES is a FIFO.  This function
+    accesses these files, the NSS database and the files that `config` names.  `config` is the result of
+    config_for_program(); the file systems that did not answer when it was read count, too.
     """
     import stat
     for path in RESOLVER_FILES:
         if host.exists(path) and stat.S_ISFIFO(host.stat(path).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
-    if MOUNTS.that_may_hang():
-        directory, paths = host.given_nssdir, [""]
-        if (name or host.conf) != "-":
-            config = Config(host, name)
-            directory = directory or config.setup("nssdir").removeprefix("sql:")
-            paths += [config.setup("dnssec-rootkey-file"), config.setup("dnssec-anchors")]
-        for path in paths:
-            host.exists(path)
-        host.isdir(directory or host.nssdir)
-        for mount, (_, path, seconds) in MOUNTS.silent.items():
-            raise OSError(errno.ETIMEDOUT, f"no answer within {seconds:g} s from the file system on {mount}", path)
+    if not MOUNTS.that_may_hang():
+        return
+
+    nssdir = host.given_nssdir
+    if config:
+        nssdir = nssdir or config.setup("nssdir").removeprefix("sql:")
+        for key in ("dnssec-rootkey-file", "dnssec-anchors"):
+            host.exists(config.setup(key))
+    host.isdir(nssdir or host.nssdir)
+    for mount, (_, path, seconds) in MOUNTS.silent.items():
+        raise OSError(errno.ETIMEDOUT, f"no answer within {seconds:g} s from the file system on {mount}", path)
 
 
 def check_configuration(host: Host, name: str = "") -> None:
     """Raise Failure or OSError if a program of libreswan might never finish reading the configuration.
 
-    `name` means the same as in check_answers().
+    `name` means the same as in config_for_program().
     """
-    check_answers(host, name)
-    if (name or host.conf) != "-":
-        check_includes(Config(host, name))
+    config = config_for_program(host, name)
+    check_answers(host, config)
+    if config:
+        check_includes(config)
 
 
 # ============================================================================================================
@@ -13357,7 +13369,7 @@ def check_config(host: Host) -> Config:
     if not host.executable(addconn):
         return config.check()
 
-    check_answers(host)
+    check_answers(host, config)
     check_includes(config)
     ran = host.run([addconn, "--config", host.conf, "--checkconfig"], timeout=CHECK_TIME)
     if ran.status:
@@ -18393,14 +18405,14 @@ def verify_check(name: str, text: str, *, checks: str, matters: str, fix: str,
     return register
 
 
-def once(method: Callable[[Any], Kind]) -> Callable[[Any], Kind]:
+def once(method: Callable[[Any], T]) -> Callable[[Any], T]:
     """Decorate a method without arguments, so that the method runs only once for each object.
 
     Later calls return the value of the first call, or raise the same OSError or Failure again.
     """
     key = f"_once_{method.__name__}"
 
-    def remembered(self: Any) -> Kind:
+    def remembered(self: Any) -> T:
         if key not in self.__dict__:
             try:
                 self.__dict__[key] = method(self)
@@ -18409,7 +18421,7 @@ def once(method: Callable[[Any], Kind]) -> Callable[[Any], Kind]:
         value: Any = self.__dict__[key]
         if isinstance(value, (OSError, Failure)):
             raise value
-        result: Kind = value
+        result: T = value
         return result
     return remembered
 
@@ -18454,7 +18466,7 @@ class Facts:
             return
         argv = [program, "--config", config.name, "--checkconfig"]
         try:
-            check_answers(self.host)
+            check_answers(self.host, config)
             self._addconn = self.host.stream(argv, timeout=self.timeout)
         except (Failure, OSError) as error:
             self._addconn = error
@@ -28609,7 +28621,7 @@ def run_program(host: Host, program: str, name: str, entry: Command | None, word
     if "--config" in known or name == "addconn":
         load_part("check_configuration")(host, config)
     elif MOUNTS.that_may_hang():
-        load_part("check_answers")(host, config)
+        load_part("check_answers")(host, load_part("config_for_program")(host, config))
     if "--nssdir" in known:
         values = dict(zip(words, words[1:]))
         load_part("NssDatabase")(host, values.get("--nssdir", values.get("-d", ""))).check_program()

@@ -560,7 +560,7 @@ def test_a_configuration_on_standard_input_is_left_for_the_program_that_reads_it
     host.conf = "-"
     monkeypatch.setattr(host, "stdin", lambda limit: pytest.fail("standard input was read"))
     monkeypatch.setattr(ipsec.MOUNTS, "that_may_hang", lambda: frozenset({str(tmp_path)}))
-    ipsec.check_answers(host)
+    ipsec.check_configuration(host)
     assert NssDatabase(host).directory == host.nssdir
 
 
