@@ -173,8 +173,8 @@ def pyroute2_module(name: str, feature: str) -> Any:
 #
 # This section contains all access to the system: paths, files, programs, sockets, output.  The other sections
 # access the system through a Host, which a test can replace.  Only the files of the NSS database (section 7),
-# imported files and a few devices are opened without a Host.  Used by all later sections.  Facts: ipsec(8)
-# and the scripts of libreswan 3.29, 4.10 and 5.4 for the environment; hier(7).
+# imported files and a few devices are opened without a Host.  Used by all later sections.  Facts: hier(7);
+# ipsec(8) and the scripts of libreswan 3.29, 4.10 and 5.4, which say what the environment variables mean.
 # ============================================================================================================
 
 SYSTEM_PATH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin")
@@ -321,7 +321,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 # The text files in which package managers list the installed packages.  A row has the path, the text before
-# the name of a package, and the text before its version
+# the name of a package, and the text before its version.
 PACKAGE_LISTS = (("/var/lib/dpkg/status", "Package: ", "Version: "),
                  ("/lib/apk/db/installed", "P:", "V:"),
                  ("/usr/lib/opkg/status", "Package: ", "Version: "))
@@ -650,6 +650,7 @@ class Replacement:
             self.drop()
 
     def _put_in_place(self) -> None:
+        """Give the new file the name of the earlier one, or overwrite the content of the earlier one."""
         directory, base, info = self.directory, self.place.base, self.place.info
         if info is not None and self.mode is None and not self.in_memory:
             os.fchown(self.fd, info.st_uid, info.st_gid)
@@ -730,11 +731,11 @@ def lock_at_once(fd: int) -> bool:
 
 
 def why_untrusted(directory: str) -> str:
-    """Return why root must not run programs from a directory.
+    """Return why root must not run programs from a directory, or an empty string if root may.
 
-    Return an empty string if only root can change the directory, all directories above it, and the
-    directories of links in its path, or if only root could create the directory.  The sticky bit, as of /tmp,
-    is no protection, because other users can create files in such a directory.
+    Root may if only root can write to the directory, to the directories above it, and to those of the links in
+    its path.  Root may also if there is no such directory, and only root could create it.  The sticky bit, as of
+    /tmp, is no protection, because other users can create files in such a directory.
     """
     import stat
 
@@ -833,7 +834,7 @@ def mounts_that_may_hang() -> frozenset[str]:
         with open("/proc/self/mountinfo", "rb", buffering=0) as stream:
             table = stream.readall()
     except OSError:
-        return frozenset("/")
+        return frozenset({"/"})
 
     mounts: dict[str, bool] = {}
     for line in decode(table).splitlines():
@@ -1040,17 +1041,19 @@ class Host:
         """Do the same as open(), and also return the file's size in bytes (0 for most files of /proc)."""
         import stat
 
-        def opened() -> tuple[int, os.stat_result]:
+        def open_regular() -> tuple[int, os.stat_result]:
             path = self.path(name)
-            follow = os.O_NOFOLLOW if self.root else 0
-            info = os.stat(path, follow_symlinks=not follow)
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+            if self.root:
+                flags |= os.O_NOFOLLOW
+            info = os.stat(path, follow_symlinks=not self.root)
             if not stat.S_ISREG(info.st_mode):
                 return -1, info
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | follow)
+            fd = os.open(path, flags)
             return fd, os.fstat(fd)
 
         try:
-            fd, info = self.within(name, opened)
+            fd, info = self.within(name, open_regular)
         except OSError as error:
             raise OSError(error.errno, error.strerror, name) from None
 
@@ -1244,7 +1247,7 @@ class Host:
         and OSError if the budget is used up, or if this call would search more than GLOB_LIMIT directories.
         """
         if budget and budget[0] <= 0:
-            raise OSError(errno.E2BIG, f"the includes look into more than {FILES_LIMIT} directories", *patterns[:1])
+            raise OSError(errno.E2BIG, f"the includes look into more than {FILES_LIMIT} directories", patterns[0])
         left = [GLOB_LIMIT]
         paths: list[str] = []
         try:
@@ -1266,8 +1269,9 @@ class Host:
                 raise OSError(errno.E2BIG, f"looks into more than {GLOB_LIMIT} directories", pattern)
 
             if not has_wildcard(tail):
-                if self.exists(os.path.join(parent, tail)):
-                    paths.append(os.path.join(parent, tail))
+                path = os.path.join(parent, tail)
+                if self.exists(path):
+                    paths.append(path)
                 continue
             try:
                 names = self.listdir(parent or ".")
@@ -1331,12 +1335,13 @@ class Host:
         """
         import fcntl
 
-        def opened() -> int:
-            if not os.path.exists(self.path(directory)):
-                os.makedirs(self.path(directory), 0o700, exist_ok=True)
-            return os.open(self.path(directory), os.O_RDONLY | os.O_CLOEXEC)
+        def open_directory() -> int:
+            path = self.path(directory)
+            if not os.path.exists(path):
+                os.makedirs(path, 0o700, exist_ok=True)
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-        fd = self.within(directory, opened)
+        fd = self.within(directory, open_directory)
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -1372,9 +1377,11 @@ class Host:
                     continue
 
                 prefix, _, text = record.partition(";")
-                if int(prefix.split(",")[0]) >> 3:
+                priority, _, micros_since_boot = prefix.split(",")[:3]
+                facility = int(priority) >> 3
+                if facility != 0:  # 0 is the kernel
                     continue
-                seconds, micros = divmod(int(prefix.split(",")[2]), 1_000_000)
+                seconds, micros = divmod(int(micros_since_boot), 1_000_000)
                 lines = text.splitlines() or [""]
                 yield f"[{seconds:5}.{micros:06}] {lines[0]}"
         finally:
@@ -1419,8 +1426,8 @@ class Host:
     def exported(self) -> dict[str, str]:
         """Return the environment for programs whose output goes to the user.
 
-        It is the caller's environment and the variables that libreswan's `ipsec` script exports, except
-        IPSEC_VERSION.
+        It is the caller's environment with IPSEC_SBINDIR first in PATH, and with the variables that libreswan's
+        `ipsec` script exports, except IPSEC_VERSION.
         """
         env = dict(self.env)
         env.update(IPSEC_EXECDIR=self.execdir, IPSEC_CONF=self.conf, IPSEC_RUNDIR=self.rundir,
@@ -1442,12 +1449,12 @@ class Host:
     def resolve(self, program: str, hint: str = "") -> str:
         """Return the path of `program`, which is a bare name or a path.
 
-        Raises Missing with status 127 if there is no such program.
+        Raises Missing with status 127 if there is no such program, and TimeoutError.
         """
-        found = program if "/" in program else self.which(program)
-        if found is None or not self._holds(found, os.path.exists, root=""):
+        path = program if "/" in program else self.which(program)
+        if path is None or not self._holds(path, os.path.exists, root=""):
             raise Missing(f"{program}: no such program on this host", NOT_FOUND, hint)
-        return found
+        return path
 
     def run(self, argv: Sequence[str], *, timeout: float | None = 10.0, stdin: bytes | int | None = None,
             pass_fds: Sequence[int] = (), env: Mapping[str, str] | None = None, hint: str = "") -> Ran:
@@ -1508,7 +1515,7 @@ class Host:
                     write_to_reader(writer, last)
                 while writers:
                     os.close(writers.pop())
-                return [self._left(path, child, timeout) for path, child in zip(paths, children)]
+                return [self._await(path, child, timeout) for path, child in zip(paths, children)]
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
         finally:
@@ -1542,10 +1549,10 @@ class Host:
         return child
 
     @staticmethod
-    def _left(path: str, child: subprocess.Popen[bytes], timeout: float) -> Ran:
+    def _await(path: str, child: subprocess.Popen[bytes], timeout: float) -> Ran:
         """Wait until a program ends and return its result.  Raises TimedOut after `timeout` seconds.
 
-        A KeyboardInterrupt that comes meanwhile is raised when the program has ended.
+        A KeyboardInterrupt during the wait is raised when the program has ended.
         """
         import subprocess
         interrupt = None
@@ -1783,17 +1790,17 @@ class Host:
 
     def end_all(self) -> None:
         """Kill the programs in `children`, and keep abandoned threads from starting other programs."""
-        waited = self._starting.acquire(timeout=1)  # the start hangs if the program's disk does not answer
+        is_locked = self._starting.acquire(timeout=1)  # a start hangs if the program's disk does not answer
         self._ending = True
         for pid in list(self.children):
             self._end(pid)
-        if waited:
+        if is_locked:
             self._starting.release()
 
     def exec(self, path: str, arguments: Sequence[str], *, env: Mapping[str, str] | None = None) -> NoReturn:
-        """Replace this process with the program `path`.  The arguments are passed byte for byte, and the
-        signals that Python ignores get their default action.
+        """Replace this process with the program `path`.
 
+        The arguments are passed byte for byte.  The signals that Python ignores get their default action again.
         `env` is exported() by default.  Raises Failure: status 127 if `path` does not exist, otherwise 126.
         Raises TimeoutError as _check_answers() does.
         """
@@ -2028,7 +2035,7 @@ class Host:
         return self.version
 
     def _version(self) -> str | None:
-        """Return the version that libreswan_version() returns and keeps."""
+        """Find the version for libreswan_version()."""
         version = self._printed_version() if self.live else None
         version = version or self._version_of_script() or self._compiled_version()
         if version or self.live:
@@ -2099,22 +2106,22 @@ def split_lines(chunks: Iterable[bytes], name: str | None = None) -> Iterator[st
 
     Raises OSError, with `name` as the file, if a line is longer than TEXT_LINE.
     """
-    rest: list[bytes] = []  # the pieces of a line whose end has not come yet
+    pieces: list[bytes] = []  # of a line whose end has not come yet
     size = 0
     for chunk in chunks:
         head, newline, tail = chunk.rpartition(b"\n")
         if newline:
-            rest.append(head)
-            yield from decode(b"".join(rest)).split("\n")
-            rest, size = [], 0
+            pieces.append(head)
+            yield from decode(b"".join(pieces)).split("\n")
+            pieces, size = [], 0
 
-        rest.append(tail)
+        pieces.append(tail)
         size += len(tail)
         if size > TEXT_LINE:
             problem = f"a line is longer than {TEXT_LINE >> 20} MiB, so the rest of the file is not read"
             raise OSError(errno.EFBIG, problem, name)
     if size:
-        yield decode(b"".join(rest))
+        yield decode(b"".join(pieces))
 
 
 # Texts that mean in the C locale that a permission is missing: those of EPERM and EACCES, and one of journalctl(1)
@@ -2193,19 +2200,25 @@ def pattern_to_regex(pattern: str) -> str:
     """
     import re
     letters = {"alpha": "a-zA-Z", "digit": "0-9", "alnum": "a-zA-Z0-9", "upper": "A-Z", "lower": "a-z",
-               "xdigit": "0-9a-fA-F", "punct": "!-/:-@[-`{-~", "space": " \t-\r", "blank": " \t"}
+               "xdigit": "0-9a-fA-F", "punct": r"!-/:-@\[-`{-~", "space": " \t-\r", "blank": " \t"}
+    wildcards = {"*": ".*", "?": "."}
     parts = re.findall(r"\\.|\[[!^]?\]?(?:\[:\w+:\]|\\.|[^\]\\])*\]|.", pattern, re.DOTALL)
     regex = ""
     for part in parts:
-        if len(part) == 1 or part[0] == "\\":
-            regex += {"*": ".*", "?": "."}.get(part) or re.escape(part[-1])
+        if part in wildcards:
+            regex += wildcards[part]
             continue
-        negation = part[1] in "!^"
-        members = re.findall(r"\[:\w+:\]|\\.|.", part[1 + negation:-1], re.DOTALL)
-        regex += "[^" if negation else "["
+        if len(part) == 1 or part[0] == "\\":
+            regex += re.escape(part[-1])
+            continue
+        is_negated = part[1] in "!^"
+        members = re.findall(r"\[:\w+:\]|\\.|.", part[2 if is_negated else 1:-1], re.DOTALL)
+        regex += "[^" if is_negated else "["
         for member in members:
-            known = letters.get(member[2:-2], "") if len(member) > 2 else ""
-            regex += known.replace("[", r"\[") or (member if member == "-" else re.escape(member[-1]))
+            if len(member) > 2:
+                regex += letters.get(member[2:-2]) or re.escape("]")
+            else:
+                regex += "-" if member == "-" else re.escape(member[-1])
         regex += "]"
     return regex
 
@@ -2273,9 +2286,14 @@ def install_command(host: Host, package: str) -> str:
     return f"apt-get install {package}"
 
 
+def is_libreswan_installed(host: Host) -> bool:
+    """Return whether pluto is in the exec directory.  Raises TimeoutError."""
+    return host.exists(os.path.join(host.execdir, "pluto"))
+
+
 def libreswan_hint(host: Host, hint: str) -> str:
-    """Return `hint`, or if libreswan is not installed, a hint that says so and how to install it."""
-    if host.exists(os.path.join(host.execdir, "pluto")):
+    """Return `hint` or, if libreswan is not installed, a hint that says so and how to install it."""
+    if is_libreswan_installed(host):
         return hint
     return f"libreswan is not installed ({install_command(host, 'libreswan')})"
 
@@ -2287,8 +2305,7 @@ def start_hint(host: Host) -> str:
 
 def start_advice(host: Host) -> str:
     """Return the command that starts pluto, or the command that installs libreswan if it is not installed."""
-    is_missing = libreswan_hint(host, "")
-    return install_command(host, "libreswan") if is_missing else "ipsec start"
+    return "ipsec start" if is_libreswan_installed(host) else install_command(host, "libreswan")
 
 
 def version_in(text: str) -> str | None:
@@ -2326,11 +2343,11 @@ def leading_version(text: str) -> tuple[int, ...]:
     """
     numbers = []
     for part in text.split("."):
-        digits = part[:len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
-            break
-        numbers.append(int(digits))
-        if digits != part:
+        suffix = part.lstrip("0123456789")
+        digits = part.removesuffix(suffix)
+        if digits:
+            numbers.append(int(digits))
+        if suffix or not digits:
             break
     return tuple(numbers) or version_key(RELEASES[-1])
 
@@ -2525,7 +2542,8 @@ class SecretRecord:
 
         colon = next((i for i, token in enumerate(tokens) if token.text == ":"), -1)
         keyword = next((i for i, token in enumerate(tokens) if is_key_word(token.text)), len(tokens))
-        self._parse_ids(tokens[:max(0, min(colon, keyword))])
+        if colon >= 0:
+            self._parse_ids(tokens[:min(colon, keyword)])
         if any(token.form == "open" for token in tokens):
             self._wrong("unterminated string")
 
@@ -2567,13 +2585,13 @@ class SecretRecord:
         elif self.kind in ("ppk", "ppks"):
             self._parse_ppk(values)
         elif self.kind == "pin":
-            self.secrets += values[1:] or values
+            self.secrets += values[1:] or values  # a single word may be the PIN
         else:
             self._parse_private_key(values)
 
     def _parse_ppk(self, values: Sequence[Token]) -> None:
         """Parse a postquantum preshared key (PPK): its ID and the key."""
-        self.secrets += values[1:] or values
+        self.secrets += values[1:] or values  # a single word may be the key
         if len(values) == 1:
             self._wrong("no key follows the ID of the PPK")
         elif len(values) == 2 and values[0].form not in ('"', "'"):
@@ -2594,8 +2612,7 @@ class SecretRecord:
                 self.secrets.append(token)
 
     def _check_key(self, values: Sequence[Token]) -> bool:
-        """Return True if the values are one key that pluto can use.  If not, note the problem and return
-        False."""
+        """Return whether the values are one key that pluto can use.  If they are not, note the problem."""
         key = values[0]
         if len(values) > 1:
             self._wrong("more than one key")
@@ -2615,9 +2632,7 @@ class SecretRecord:
         self.problem = self.problem or problem
 
     def censored(self, number: int, text: str) -> str:
-        """Return line `number` of the record without the tokens that a report must not show.
-
-        censored() of the token returns the text that replaces such a token.
+        """Return line `number` of the record, with Token.censored() for each token that is not in `shown`.
 
         `text` is the line without its comment.
         """
@@ -2712,7 +2727,7 @@ def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
             if bare:
                 old = commented_out(bare)
                 if old:
-                    remark = remark[:-len(bare)] + old.censored(0, bare)
+                    remark = remark.removesuffix(bare) + old.censored(0, bare)
                 else:
                     remark = "#[redacted comment]"
             yield record.censored(number, before) + blanks + remark
@@ -2788,12 +2803,13 @@ SECRET_PLACES = (
      r"(\b(?:syntax error[^\n\[]*\[|unrecogni[sz]ed (?:'[^'\n]*' )?keyword ')(?=[^\n]{6}))"
      r"(?=[^\]'\n]*(?:\d|(?-i:[a-z][A-Z])))[^\]'\n]+"),
     (("comment ignored",), r"(\bstyle comment ignored: [\w-]+=)[^\n]+"),
-    # sentences such as `the secret is ...`; in the journal in JSON, a message that is a list of bytes, and the
-    # command line of a program other than pluto, addconn and whack; tokens and passwords in pluto's log
+    # sentences such as `the secret is ...`
     (("psk", "secret", "passw", "passphrase", "pin"),
      r"(\b(?:psk|secret|passw(?:or)?d|passphrase|pin)\b[^\n:;|]{0,30}? (?:is|was) )(?=[^\s\d]*\d)[^\s@\"']{6,}"),
+    # the journal in JSON: a message that is a list of bytes, and command lines, except of pluto, addconn and whack
     (('"message"',), r"(\"MESSAGE\"[ ]?:[ ]?\[)[\d, ]+"),
     (("cmdline",), r"(\"_CMDLINE\"[ ]?:[ ]?\")(?!\S*/(?:pluto|addconn|whack)\b)(?:[^\"\\\n]|\\.)+"),
+    # tokens and passwords in pluto's log
     (("lex ",), r"(\blex (?:shift|flushline)[^\n']*')[^\n]*"),
     (("pass",), r"(\buser\([^\n]*\) pass[ \t]+)[^\n]+"),
     # arguments of an updown script, in pluto's status and log
@@ -2897,10 +2913,9 @@ def shown_remark(text: str) -> str:
 
 
 class Redactor:
-    """Masks secrets in text: secrets passed to learn(), PEM keys, and text that looks like a secret.
+    """Masks secrets in text: those passed to learn(), PEM keys, and text that a pattern takes for a secret.
 
-    SECRET_PLACES, NSS_PASSWORD and REMARKS describe text that looks like a secret.  With `show_secrets`,
-    nothing is masked.
+    The patterns are SECRET_PLACES, NSS_PASSWORD and REMARKS.  With `show_secrets`, nothing is masked.
     """
 
     def __init__(self, show_secrets: bool = False) -> None:
@@ -3059,8 +3074,7 @@ class Redactor:
         return sorted(values, key=len, reverse=True)
 
     def _mask_wrapped(self, text: str) -> str:
-        """Return the text with MASK in place of each of several consecutive lines of base64 if, when joined,
-        they hold a secret."""
+        """Mask consecutive lines of base64 that hold a secret when they are joined.  Return the text."""
         lines = text.split("\n")
         start = 0
         while start < len(lines):
@@ -3088,18 +3102,23 @@ class Redactor:
         return self._patterns[pattern]
 
     def _mask_places(self, text: str) -> str:
-        """Return the text without the secrets in SECRET_PLACES, in commands of the NSS tools, in remarks of
-        firewall rules, and in dumps."""
+        """Mask what SECRET_PLACES match, commands of the NSS tools, remarks of firewall rules, and dumps.
+
+        Return the text.
+        """
         lines = text.split("\n")
         lowered = text.lower()
         hinted = {hint: lines_with(lowered, hint) for hint in HINTS}
 
+        def lines_with_any(hints: Iterable[str]) -> set[int]:
+            return set().union(*(hinted[hint] for hint in hints))
+
         for number in hinted["util"]:
             lines[number] = self._mask_tools(lines[number])
         for hints, place in SECRET_PLACES:
-            for number in set().union(*(hinted[hint] for hint in hints)):
+            for number in lines_with_any(hints):
                 lines[number] = self._compiled(place).sub(mask_place, lines[number])
-        for number in set().union(*(hinted[hint] for hint in REMARK_HINTS)):
+        for number in lines_with_any(REMARK_HINTS):
             lines[number] = self._compiled(REMARKS, ignore_case=False).sub(mask_remark, lines[number])
 
         if self._digits:
@@ -3133,7 +3152,7 @@ class Redactor:
 
         Otherwise return the match unchanged.
         """
-        row = match[2].lower().translate({32: None, 58: None})
+        row = match[2].lower().replace(" ", "").replace(":", "")
         part = row if len(row) > 6 else f"{row}\n"  # three bytes or fewer must be the end of a secret
         if part in self._dumped:
             return match[1] + ROW_MASK
@@ -3158,7 +3177,8 @@ def without_end(line: str) -> str:
     LONGEST_LINE // 2 characters are always left out: no secret is as long as that.
     """
     half = LONGEST_LINE // 2
-    return f"{line[:min(half, max(0, len(line) - half))]} [rest of the line left out]\n"
+    safe = line[:-half]
+    return f"{safe[:half]} [rest of the line left out]\n"
 
 
 def escaped_forms(text: str) -> Iterator[str]:
@@ -3284,7 +3304,7 @@ def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
         while True:
             if in_key:
                 end = line.find("-----END")
-                if line and end:
+                if line and end != 0:  # a part of the key is before the END or, if there is none, in all of the line
                     shown += MASK
                 if end < 0:
                     break
@@ -3305,26 +3325,25 @@ def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
 def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the data of the chunks in pieces of whole lines.
 
-    If a chunk ends within a line, and LONGEST_PIECE bytes or more of this line have been read, the rest of the
-    line is left out, and the piece has only this line.  A line that ends in the chunk in which it reaches
-    LONGEST_PIECE bytes is kept whole.
+    A line is cut if LONGEST_PIECE bytes of it or more have been read, and the chunk with the last of these
+    bytes does not end the line.  A cut line is a piece of its own.
     """
-    rest = b""
+    line = b""  # the start of a line whose end has not come yet
     for chunk in chunks:
-        if len(rest) >= LONGEST_PIECE:
+        if len(line) >= LONGEST_PIECE:
             _, newline, chunk = chunk.partition(b"\n")
             if not newline:
                 continue
-            yield rest + newline
-            rest = b""
+            yield line + newline
+            line = b""
         head, newline, tail = chunk.rpartition(b"\n")
         if newline:
-            yield rest + head + newline
-            rest = tail
+            yield line + head + newline
+            line = tail
         else:
-            rest += chunk
-    if rest:
-        yield rest
+            line += chunk
+    if line:
+        yield line
 
 
 # ============================================================================================================
@@ -13350,9 +13369,8 @@ def check_nss(host: Host) -> None:
 
 def need_pluto(host: Host) -> None:
     """Raise Missing, with the command that installs libreswan, if pluto is not installed."""
-    hint = libreswan_hint(host, "")
-    if hint:
-        raise Missing(f"pluto is not in {host.execdir}", LSB_NOT_INSTALLED, hint)
+    if not is_libreswan_installed(host):
+        raise Missing(f"pluto is not in {host.execdir}", LSB_NOT_INSTALLED, libreswan_hint(host, ""))
 
 
 def check_config(host: Host) -> Config:
@@ -23706,7 +23724,7 @@ class Diagnoser:
             return Diagnosis(name, "unknown", "SKIP", means=f"pluto can't be asked: {signs[0]}",
                              command="ipsec status")
         means, check = "pluto is not running on this host", "pluto's log for the reason why pluto ended"
-        if libreswan_hint(self.host, ""):
+        if not is_libreswan_installed(self.host):
             means, check = f"{means}: libreswan is not installed", ""
         return Diagnosis(
             name, "down", "FAIL", cause="pluto-down", short="pluto not running", means=means, check=check,
