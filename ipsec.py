@@ -3304,7 +3304,7 @@ def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
         while True:
             if in_key:
                 end = line.find("-----END")
-                if line and end != 0:  # a part of the key is before the END or, if there is none, in all of the line
+                if line and end != 0:  # the line, or its part before END, belongs to the key
                     shown += MASK
                 if end < 0:
                     break
@@ -3325,8 +3325,8 @@ def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
 def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the data of the chunks in pieces of whole lines.
 
-    A line is cut if LONGEST_PIECE bytes of it or more have been read, and the chunk with the last of these
-    bytes does not end the line.  A cut line is a piece of its own.
+    If a chunk takes a line to LONGEST_PIECE bytes or more, but does not end the line, the rest of the line is
+    dropped.  The start of the line is then a piece of its own.
     """
     line = b""  # the start of a line whose end has not come yet
     for chunk in chunks:
@@ -3450,9 +3450,8 @@ ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strict
            "xauthusername": "username", "xauthname": "username"}
 # Each row names releases, and the spellings of keywords that only these releases know; `-` stands for no
 # release.  A row continues in lines that begin with a blank.  Every release knows the other spellings of the
-# tables above.  A spelling with `_` exists only if it is listed here.  `setup` marks keywords of config
-# setup, `side` keywords of a connection that begin with left or right, and `conn` all
-# other keywords of a connection.
+# tables above.  A spelling with `_` exists only if it is listed here.  `setup` marks keywords of config setup,
+# `side` keywords of a connection that begin with left or right, and `conn` all other keywords of a connection.
 KEYWORD_RELEASES = """
 3.25-3.32  setup crl_strict curl_iface curl_timeout disable_port_floating force-busy force_keepalive forwardcontrol
  fragicmp hidetos ikeport keep_alive klipsdebug nat-ikeport nat_ikeport nat_traversal nocrsend ocsp-trust-name
@@ -3593,12 +3592,10 @@ class Section(Record):
 class Conn:
     """A connection, merged with the sections that also= names and with conn %default.
 
-    `settings` has the settings by keyword, `alsos` the names of the sections from also=.  `broken` is a
-    problem because of which `addconn NAME` does not load the connection, or None.  There are three such
-    problems: also= names a missing section; a keyword has two values; or one end has leftsubnets= or
-    rightsubnets= and the other end has no networks.  Libreswan 5 loads a connection with the last problem.
-    It also loads one whose two values are in the same section, and uses the first value.  When pluto starts,
-    libreswan 4 loads a connection with a missing section, and one whose second value comes from also=.
+    `settings` has the settings by keyword, `alsos` the names of the sections from also=.  `broken` is the last
+    problem because of which `addconn NAME` does not load the connection, or None: also= names a missing
+    section, a keyword has two values, or only one end has networks.  When pluto starts, libreswan 4 still
+    loads a connection with a missing section, and one whose second value comes from also=.
     """
 
     def __init__(self, section: Section) -> None:
@@ -3616,14 +3613,14 @@ class Conn:
 
     def flag(self, key: str, default: bool = False) -> bool:
         """Return the value of a yes/no keyword, or `default` if the value is missing or empty."""
-        return is_yes(self.get(key)) if self.get(key) else default
+        value = self.get(key)
+        return is_yes(value) if value else default
 
     @property
     def auto(self) -> str:
-        """The value of auto=, in lower case: ignore (the default), add, ondemand, start or keep.
+        """What pluto does with the connection when pluto starts: ignore (the default), add, ondemand, start or keep.
 
-        The value says what happens with the connection when pluto starts.  For `route` and `up`, return the
-        synonyms `ondemand` and `start`.
+        This is the value of auto= in lower case, with `ondemand` for its synonym `route`, and `start` for `up`.
         """
         value = self.get("auto", "ignore").lower()
         return {"route": "ondemand", "up": "start"}.get(value, value)
@@ -3645,11 +3642,11 @@ def is_yes(value: str) -> bool:
 
 
 class Keyword(Record):
-    """The meaning of one spelling of a keyword: `key` is the canonical spelling, `kind` the kind of its
-    value.
+    """The meaning of one spelling of a keyword.
 
-    `releases` names the releases that know the spelling, or is `*` if every release knows it.  `ignored`
-    names the releases that ignore the keyword, or is empty.  Both have the form that covers() reads.
+    `key` is the canonical spelling, and `kind` the kind of value that the keyword takes.  `releases` names the
+    releases that know the spelling, or is `*` if every release knows it.  `ignored` names the releases that
+    ignore the keyword, or is empty.  Both have the form that covers() reads.
     """
 
     key: str
@@ -3659,17 +3656,17 @@ class Keyword(Record):
 
 
 def keywords(setup: bool) -> dict[str, str]:
-    """Return the keywords of `config setup` or, if not `setup`, of connections, each with its kind of
-    value."""
+    """Return the kind of value of each keyword of `config setup` or, if not `setup`, of connections."""
     name = "setup" if setup else "conn"
     if name not in _KEYWORDS:
-        table = _KEYWORDS[name] = {} if setup else {"left": "text", "right": "text"}
+        kinds = {} if setup else {"left": "text", "right": "text"}
         for row in joined_rows(SETUP_KEYWORDS if setup else CONN_KEYWORDS):
             kind, _, names = row.partition(": ")
-            sides = ("left", "right") if kind.startswith("side ") else ("",)
+            prefixes = ("left", "right") if kind.startswith("side ") else ("",)
             for key in names.split():
-                for side in sides:
-                    table[side + key] = kind.removeprefix("side ")
+                for prefix in prefixes:
+                    kinds[prefix + key] = kind.removeprefix("side ")
+        _KEYWORDS[name] = kinds
     return _KEYWORDS[name]
 
 
@@ -3677,27 +3674,30 @@ def vocabulary(setup: bool) -> dict[str, Keyword]:
     """Return the keywords of `config setup` or, if not `setup`, of connections, by spelling in lower case."""
     name = "setup" if setup else "conn"
     if name not in _VOCABULARY:
-        kinds, words = keywords(setup), _VOCABULARY.setdefault(name, {})
+        kinds = keywords(setup)
+        words: dict[str, Keyword] = {}
         _spell(words, kinds, "*", kinds)
-        for side in ("", "left", "right"):
-            _spell(words, kinds, "*", [side + alias for alias in ALIASES])
+        for prefix in ("", "left", "right"):
+            _spell(words, kinds, "*", [prefix + alias for alias in ALIASES])
         for row in joined_rows(KEYWORD_RELEASES):
             releases, scope, *spellings = row.split()
-            if (scope == "setup") == setup:
-                for side in ("left", "right") if scope == "side" else ("",):
-                    _spell(words, kinds, releases, [side + spelling for spelling in spellings])
+            if (scope == "setup") != setup:
+                continue
+            prefixes = ("left", "right") if scope == "side" else ("",)
+            for prefix in prefixes:
+                _spell(words, kinds, releases, [prefix + spelling for spelling in spellings])
         for row in joined_rows(IGNORED_KEYWORDS):
             releases, *spellings = row.split()
             for spelling in spellings:
                 if spelling in words:
                     known = words[spelling]
                     words[spelling] = Keyword(known.key, known.kind, known.releases, ignored=releases)
+        _VOCABULARY[name] = words
     return _VOCABULARY[name]
 
 
 def _spell(words: dict[str, Keyword], kinds: Mapping[str, str], releases: str, spellings: Iterable[str]) -> None:
-    """Add spellings whose canonical form is in `kinds` to `words`.  If `releases` is `-`, remove them from
-    `words`."""
+    """Add to `words` the spellings whose canonical form is in `kinds`.  If `releases` is `-`, remove them instead."""
     for spelling in spellings:
         key = canonical(spelling)
         if releases == "-":
@@ -3724,22 +3724,22 @@ def canonical(key: str) -> str:
     return ALIASES.get(key, key)
 
 
-def misplaced(text: str) -> str:
-    """Return the first word of a misplaced line in quotes if the word is a keyword, otherwise `this`.
+def misplaced_word(text: str) -> str:
+    """Return how a message names a misplaced line: by its first word in quotes if that is a keyword, or `this`.
 
-    The result names the line in a message.  Another word is not quoted, because the line may be a secret that
-    belongs in ipsec.secrets.
+    No other word is shown, because the line may be a secret that belongs in ipsec.secrets.
     """
     word = text.replace("=", " ").partition(" ")[0]
-    return quote(word) if any(canonical(word) in keywords(setup) for setup in (True, False)) else "this"
+    is_keyword = canonical(word) in keywords(True) or canonical(word) in keywords(False)
+    return quote(word) if is_keyword else "this"
 
 
 class Reading(Record):
-    """How libreswan reads a value.  `wrong` says why the value is invalid, and is empty for a valid value.
+    """How libreswan reads a value of the file.
 
-    `value` is the value that libreswan uses.  If the value in the file is invalid, `value` may be another
-    one.  It is None if libreswan uses no value, or one that this program does not know.  `fatal` is True if
-    libreswan refuses the file.
+    `value` is the value that libreswan uses, which can differ from an invalid value in the file.  It is None if
+    libreswan uses none, or one that this program does not know.  `wrong` says why the value in the file is
+    invalid, or is empty.  `fatal` is True if libreswan refuses the file because of the value.
     """
 
     value: str | None
@@ -3747,7 +3747,7 @@ class Reading(Record):
     fatal: bool = False
 
 
-def is_right(kind: str, value: str) -> bool:
+def is_always_valid(kind: str, value: str) -> bool:
     """Return whether a value is valid for a keyword of this kind in every release.
 
     Units and fractions of durations are treated as valid, although some keywords accept them only in newer
@@ -3771,7 +3771,7 @@ def read_value(kind: str, value: str, bare: bool, release: Callable[[], tuple[in
     and keywords.c; the tests compare the results with addconn.  This code does not use the module re, whose
     import takes longer than reading a whole configuration.
     """
-    if is_right(kind, value) or kind == "obsolete":
+    if is_always_valid(kind, value) or kind == "obsolete":
         return Reading(value)
     if kind.startswith("bool"):
         return read_bool(kind, value, release())
@@ -3823,7 +3823,9 @@ def read_bool(kind: str, value: str, release: tuple[int, ...] | None) -> Reading
     if not is_strict(release):
         return Reading(None, wrong)
     word = lexed_bool(value)
-    return Reading(word, f"{wrong}; libreswan 3 and 4 read it as {word}") if word else Reading(None, wrong, True)
+    if not word:
+        return Reading(None, wrong, True)
+    return Reading(word, f"{wrong}; libreswan 3 and 4 read it as {word}")
 
 
 def lexed_bool(value: str) -> str:
@@ -3831,16 +3833,17 @@ def lexed_bool(value: str) -> str:
 
     Blanks and `"` may follow the word.  The lexer of libreswan before 5.0 skips the characters before it.
     """
-    found = [(value.index(word), -len(word), word) for word in _BOOL if word in value]
-    if not found:
+    places = {word: value.index(word) for word in _BOOL if word in value}
+    if not places:
         return ""
-    place, _, longest = min(found)
-    return "" if value[place + len(longest):].strip(' "') else longest
+    first = min(places.values())
+    longest = max((word for word in places if places[word] == first), key=len)
+    after = value[first + len(longest):].strip(' "')
+    return "" if after else longest
 
 
 def read_words(kind: str, value: str, bare: bool, release: tuple[int, ...] | None) -> Reading:
-    """Return how libreswan reads the value of plutodebug=, or of a keyword that takes one of the words in
-    `kind`.
+    """Return how libreswan reads the value of a keyword that takes one of the words in `kind`, or of plutodebug=.
 
     Libreswan before 5.0 has a number for each word, and accepts an unquoted number in place of the word.
     Such a value is reported as invalid.
@@ -3848,16 +3851,19 @@ def read_words(kind: str, value: str, bare: bool, release: tuple[int, ...] | Non
     if kind == "debug":
         taken, wrong = value, flags_problem(value, release)
     else:
-        words = [word for word, _, releases in (entry.partition("@") for entry in kind.split("|"))
-                 if not releases or release is None or covers(releases, release)]
+        words = []
+        for entry in kind.split("|"):
+            word, _, releases = entry.partition("@")
+            if not releases or release is None or covers(releases, release):
+                words.append(word)
         taken, wrong = pick_word(words, value.lower(), release)
     if not wrong:
         return Reading(taken)
     if not is_strict(release):
         return Reading(None, wrong)
-    # libreswan splits the value at these characters, and finds no word
-    if not value.strip(" \t," if kind == "debug" else " \t:,"):
-        return Reading(None, wrong)
+    separators = " \t," if kind == "debug" else " \t:,"
+    if not value.strip(separators):
+        return Reading(None, wrong)  # libreswan finds no word between the separators
     if bare and is_integer(value):
         return Reading(None, f"{wrong}; libreswan 3 and 4 read it as the internal number of a word")
     return Reading(None, wrong, True)
@@ -3866,7 +3872,8 @@ def read_words(kind: str, value: str, bare: bool, release: tuple[int, ...] | Non
 def flags_problem(value: str, release: tuple[int, ...] | None) -> str:
     """Return why a value of plutodebug= is invalid, or an empty string if it is valid."""
     flags: set[str] = set()
-    for releases, *names in map(str.split, joined_rows(DEBUG_FLAGS)):
+    for row in joined_rows(DEBUG_FLAGS):
+        releases, *names = row.split()
         if release is None or covers(releases, release):
             flags.update(names)
     given = value.replace("+", " ").replace(",", " ").split()
@@ -3883,10 +3890,11 @@ def pick_word(words: Sequence[str], value: str, release: tuple[int, ...] | None)
     """
     given = [value]
     if is_strict(release) and value not in words:
-        given = [part for part in value.translate({ord(char): " " for char in ":,\t"}).split(" ") if part]
+        separated = value.replace(":", " ").replace(",", " ").replace("\t", " ")
+        given = [part for part in separated.split(" ") if part]
     known = [word for word in given if word in words]
-    is_lax = release is not None and FIRST_WORD <= release < LENIENT and known[:1] == given[:1]
-    if len(known) == 1 and (is_lax or len(given) == 1):
+    is_lax = release is not None and FIRST_WORD <= release < LENIENT
+    if len(known) == 1 and (len(given) == 1 or (is_lax and given[0] == known[0])):
         return known[0], ""
     return "", f"is not one of {', '.join(words)}"
 
@@ -3896,15 +3904,16 @@ def number_problem(kind: str, value: str) -> str:
     low = value.lower()
     if not value:
         return "has no value" if kind in ("duration", "percent", "size") else ""
-    if kind == "number" or kind[0].isdigit():
-        least, _, most = kind.partition("-")
-        if not is_number(low if most else low.removeprefix("-")) and (most or low != "%forever"):
+    if kind == "0-65535":
+        if not is_number(low):
             return "is not a number"
-        return f"is not within {kind}" if most and not int(least) <= int(low) <= int(most) else ""
-    fits = {"duration": is_duration, "seconds": is_duration, "percent": is_percent, "size": is_size}[kind](low)
-    if fits or (low == "%forever" and kind != "percent"):
+        return "" if int(low) <= 65535 else "is not within 0-65535"
+    if low == "%forever" and kind != "percent":
         return ""
-    return f"is not a {NUMBER_NOUNS[kind]}"
+    if kind == "number":
+        return "" if is_number(low.removeprefix("-")) else "is not a number"
+    is_valid = {"duration": is_duration, "seconds": is_duration, "percent": is_percent, "size": is_size}[kind]
+    return "" if is_valid(low) else f"is not a {NUMBER_NOUNS[kind]}"
 
 
 def is_duration(text: str) -> bool:
@@ -3913,8 +3922,11 @@ def is_duration(text: str) -> bool:
     The units are us, ms, s, m, h, d and w, in lower case (ttodeltatime.c).  A blank before the unit is
     permitted.
     """
-    unit = next(unit for unit in ("us", "ms", *"smhdw", "") if text.endswith(unit))
-    count = text.removesuffix(unit).removesuffix(" ") if unit else text
+    count = text
+    for unit in ("us", "ms", "s", "m", "h", "d", "w"):
+        if text.endswith(unit):
+            count = text.removesuffix(unit).removesuffix(" ")
+            break
     return is_number(count.replace(".", "", 1)) and not count.endswith(".")
 
 
@@ -3929,7 +3941,9 @@ def is_size(text: str) -> bool:
     Examples are 10, 10b, 10mi and 10mib.  The text must be in lower case (ttobinary-iec-60027-2.c).
     """
     count = text.removesuffix("b")
-    return is_number(count[:-2] if count.endswith("i") and count[-2:-1] in (*"kmgtpe",) else count)
+    if count.endswith(("ki", "mi", "gi", "ti", "pi", "ei")):
+        count = count[:-2]
+    return is_number(count)
 
 
 def split_value(text: str) -> tuple[str, str]:
@@ -3999,6 +4013,7 @@ class Config:
     # --- reading --------------------------------------------------------------------------------------------
 
     def _problem(self, file: str, line: int, text: str, fatal: bool = True, key: str = "") -> None:
+        """Add a Problem to `problems`."""
         self.problems.append(Problem(file, line, text, fatal, key=key))
 
     def _read_file(self, name: str, depth: int, line: int, parent: str, matched: bool = False) -> None:
@@ -4044,9 +4059,9 @@ class Config:
                     self._remove_crs(name)
                     self._content(name, number, line[:-1], text[:-1], depth)
         if line.startswith("include") and self._included and self._ends_badly(name):
-            text = ("the last line has no newline: libreswan up to 4.15 then misreads the first line of "
-                    f"{self._included}")
-            self.problems.append(Problem(name, number, text, script="$a\\"))
+            problem = ("the last line has no newline: libreswan up to 4.15 then misreads the first line of "
+                       f"{self._included}")
+            self.problems.append(Problem(name, number, problem, script="$a\\"))
 
     def _ends_badly(self, name: str) -> bool:
         """Return whether the installed release misreads the file `name`, whose last line is an include line.
@@ -4059,13 +4074,15 @@ class Config:
             is_risky = first[:1] not in ("", "#") and not self.host.read(name).endswith("\n")
         except OSError:
             return False
-        return is_risky and self.release is not None and self.release < LENIENT
+        return is_risky and self._is_before(LENIENT)
 
     def _content(self, name: str, number: int, line: str, text: str, depth: int) -> None:
         """Read a line that is not a comment.  `text` is the line without leading blanks."""
-        if text == line != "":
+        if not text:
+            return
+        if text == line:
             self._heading(name, number, line, depth)
-        elif text:
+        else:
             self._statement(name, number, text)
 
     def _remove_crs(self, name: str) -> None:
@@ -4076,7 +4093,10 @@ class Config:
                 self.sections[place] = renamed
                 if section is self._section:
                     self._section = renamed
-        for setting in (*self._setup.values(), *(one for section in self.sections for one in section.settings)):
+        settings = list(self._setup.values())
+        for section in self.sections:
+            settings += section.settings
+        for setting in settings:
             if setting.file == name:
                 setting.value = setting.value.rstrip("\r")
 
@@ -4107,7 +4127,7 @@ class Config:
         if after:  # a `#` after the first word begins no comment here
             bare = after[0] == "%"
             value, after = split_value(after)
-            if bare and value == "%forever" and self.release is not None and self.release >= LENIENT:
+            if bare and value == "%forever" and self._is_since(LENIENT):
                 value = "0"  # the lexer of libreswan 5 replaces %forever, a word for a number, with 0
         if word == "include" and value and self._trailing(after) and "=" not in after and is_strict(self.release):
             self._problem(name, number, f"include reads only {quote(value)}: libreswan up to 4.15 ignores the rest of "
@@ -4138,9 +4158,9 @@ class Config:
         """
         if word not in ("conn", "config", "include", "version"):
             hint = "a setting must be indented" if "=" in line else "use conn, config setup or include"
-            return f"{misplaced(word)} does not begin a section; {hint}"
-        if word == "conn" and is_integer(value) and value == line[4:].split()[0] and self.release and (
-                self.release < LENIENT):
+            return f"{misplaced_word(word)} does not begin a section; {hint}"
+        is_bare_number = is_integer(value) and line.split()[1] == value
+        if word == "conn" and is_bare_number and self._is_before(LENIENT):
             return f"conn {value}: libreswan up to 4.15 refuses a number as a name"
         if not value or self._trailing(after) or (word == "config" and value != "setup"):
             wanted = {"conn": "one name", "config": "the word setup"}.get(word, "one value")
@@ -4170,9 +4190,9 @@ class Config:
                           f"directory of {name}; write the absolute path", False, "include")
             return
         has_braces = "{" in pattern
-        expands = has_braces and (self.release is None or self.release < NO_BRACES)
+        expands = has_braces and not self._is_since(NO_BRACES)
         try:
-            patterns = braces(pattern) if expands else [pattern]
+            patterns = expand_braces(pattern) if expands else [pattern]
             files = self.host.glob(*patterns, budget=self._budget)
         except OSError as error:
             self.unread = True
@@ -4194,25 +4214,26 @@ class Config:
                 break
             else:
                 self._read_file(file, depth + 1, number, name, has_wildcard(pattern))
-        self._included = "".join(files[:1])
+        self._included = files[0] if files else ""
 
     def _statement(self, name: str, number: int, line: str) -> None:
         """Add an indented line, keyword=value, to the current section, or report why the line is invalid."""
         key, equals, rest = line.partition("=")
         key = key.rstrip(" \t")
         if self._section is None:
-            self._problem(name, number, f"{misplaced(key)} is indented, but is in no section")
+            self._problem(name, number, f"{misplaced_word(key)} is indented, but is in no section")
             return
         rest = rest.lstrip(" \t")
-        if key[:2].lower() in ("x-", "x_"):
-            if not rest and self.release is not None and self.release < BARE_COMMENTS:
+        if key.lower().startswith(("x-", "x_")):
+            if not rest and self._is_before(BARE_COMMENTS):
                 self._problem(name, number, "syntax error: libreswan up to 4.15 refuses an x- keyword without a value")
             elif equals:
                 self._section.settings.append(Setting(key, rest, name, number))
             return
         if not equals or " " in key or "\t" in key or '"' in key or not key:
             word = key.replace("\t", " ").partition(" ")[0]
-            self._problem(name, number, f"syntax error: {misplaced(key)} is not keyword=value", key=canonical(word))
+            self._problem(name, number, f"syntax error: {misplaced_word(key)} is not keyword=value",
+                          key=canonical(word))
             return
         if any(c in rest for c in ' \t"{}'):
             value, after = split_value(rest)
@@ -4222,7 +4243,7 @@ class Config:
                 return
         else:
             value = rest
-        bare = not rest or rest.startswith(value or "\n") or rest[0] == "#"
+        bare = rest.startswith(value) if value else not rest
         self._set(Setting(canonical(key), value, name, number), key, bare)
 
     @property
@@ -4238,6 +4259,14 @@ class Config:
             self._release = [min(max(leading_version(version), first), last) if version else None]
         return self._release[0]
 
+    def _is_since(self, first: tuple[int, ...]) -> bool:
+        """Return whether the installed release is known, and is `first` or a later one."""
+        return self.release is not None and self.release >= first
+
+    def _is_before(self, first: tuple[int, ...]) -> bool:
+        """Return whether the installed release is known, and is older than `first`."""
+        return self.release is not None and self.release < first
+
     def _has(self, releases: str) -> bool:
         """Return whether `releases` includes the installed release, or the installed release is unknown."""
         return releases == "*" or self.release is None or covers(releases, self.release)
@@ -4251,9 +4280,10 @@ class Config:
         assert self._section is not None
         setup = not self._section.name
         word = vocabulary(setup).get(written.lower())
-        if word is not None and word.releases == "*" and not word.ignored and is_right(word.kind, setting.value):
-            self._add(setting, word, bare)
-            return
+        if word is not None and word.releases == "*" and not word.ignored:
+            if is_always_valid(word.kind, setting.value):
+                self._add(setting, word, bare)  # the release is not needed, so whack is not run
+                return
         word, belongs = self._keyword(setting, written, setup)
         if word is None:
             return
@@ -4262,8 +4292,8 @@ class Config:
             return
         reading = read_value(word.kind, setting.value, bare, lambda: self.release)
         if reading.wrong:
-            text = self._invalid(setting, written, reading.wrong, setup)
-            self._problem(setting.file, setting.line, text, reading.fatal, word.key)
+            self._problem(setting.file, setting.line, self._invalid_text(setting, written, reading.wrong, setup),
+                          reading.fatal, word.key)
         if reading.value is None:
             return
         if not belongs:
@@ -4272,12 +4302,12 @@ class Config:
         setting.value = reading.value
         self._add(setting, word, bare)
 
-    def _invalid(self, setting: Setting, written: str, wrong: str, setup: bool) -> str:
+    def _invalid_text(self, setting: Setting, written: str, wrong: str, setup: bool) -> str:
         """Return the message for an invalid value.  `wrong` is the reason that read_value() gives."""
         effect = ""
-        if self.release is not None and self.release >= LENIENT:
-            by_pluto = not setup and (setting.key.startswith("dpd") or self.release >= PLUTO_READS)
-            effect = ", so it is ignored or the connection is not loaded" if by_pluto else ", and is ignored"
+        if self._is_since(LENIENT):
+            is_read_by_pluto = not setup and (setting.key.startswith("dpd") or self._is_since(PLUTO_READS))
+            effect = ", so it is ignored or the connection is not loaded" if is_read_by_pluto else ", and is ignored"
         # a user may have written a secret as the value of authby=, leftauth= and the like
         shown = "" if "auth" in setting.key else quote(setting.value)
         return f"{written}={shown} {wrong}{effect}"
@@ -4293,7 +4323,7 @@ class Config:
         right = f"right{spelling}"
         if word is None and not setup and right in words:
             word = words[right]
-            refused = self.release is not None and self.release >= SEPARATE
+            refused = self._is_since(SEPARATE)
             self._problem(setting.file, setting.line, f"{written} needs left or right before it; libreswan up to 5.2 "
                           f"reads it as right{written}", refused, word.key)
             return (None if refused else word), True
@@ -4302,18 +4332,18 @@ class Config:
         other = others.get(right if setup and right in others else spelling)
         if other is not None and self._has(other.releases):
             return other, False
-        self._problem(setting.file, setting.line, self._unknown(written, word or other), key=setting.key)
+        self._problem(setting.file, setting.line, self._unknown_text(written, word or other), key=setting.key)
         return None, False
 
     def _report_misplaced(self, setting: Setting, written: str, word: Keyword, bare: bool) -> None:
         """Report a keyword that belongs in the other kind of section."""
         assert self._section is not None
         setup = not self._section.name
-        # Libreswan before 5.0 ignores a line without a value, and a second config setup.
-        means_nothing = bare and not setting.value
-        is_skipped = self._setups > 1 and bool(self._setup)
-        refused = (setup and is_strict(self.release) and not means_nothing and not is_skipped) or (
-            self.release is not None and self.release >= SEPARATE)
+        refused = self._is_since(SEPARATE)
+        if setup and is_strict(self.release):
+            # Libreswan before 5.0 ignores a line without a value, and a second config setup.
+            is_skipped = (bare and not setting.value) or (self._setups > 1 and bool(self._setup))
+            refused = not is_skipped
         self._problem(setting.file, setting.line, f"keyword {written} is not valid in "
                       f"{'config setup' if setup else 'a conn'}", refused, word.key)
 
@@ -4329,14 +4359,16 @@ class Config:
         setting.key = word.key
         if "|" in word.kind:
             setting.value = setting.value.lower()
-        if word.key == "virtual-private" and (bad := bad_private_nets(setting.value, self.release)):
-            self._problem(setting.file, setting.line, f"virtual-private: {quote(bad[0])} is not a network such as "
-                          "%v4:10.0.0.0/8 or %v6:!fd00::/8, so pluto drops all entries", False, word.key)
+        if word.key == "virtual-private":
+            refused = bad_private_nets(setting.value, self.release)
+            if refused:
+                self._problem(setting.file, setting.line, f"virtual-private: {quote(refused[0])} is not a network such "
+                              "as %v4:10.0.0.0/8 or %v6:!fd00::/8, so pluto drops all entries", False, word.key)
         self._section.settings.append(setting)
         if not self._section.name:
             self._setup[setting.key] = setting
 
-    def _unknown(self, written: str, word: Keyword | None) -> str:
+    def _unknown_text(self, written: str, word: Keyword | None) -> str:
         """Return the message for a keyword that the installed release does not know.
 
         `word` is None if no release knows the keyword.
@@ -4370,21 +4402,21 @@ class Config:
         return is_yes(value) if value else default
 
     def number(self, key: str, default: int | None = None) -> int | None:
-        """Return the value of a number keyword of `config setup`, or `default` if it is not set or not a
-        whole number."""
+        """Return a whole number of `config setup`, or `default` if it is not set or is no whole number."""
         value = self.setup(key)
-        return int(value) if value.lstrip("-").isdigit() else default
+        return int(value) if is_number(value.removeprefix("-")) else default
 
     def seconds(self, key: str, default: int) -> int:
-        """Return a duration of `config setup` in whole seconds, or `default` if it is not set or has another
-        form.
+        """Return a duration of `config setup` in whole seconds.
 
-        The value is a number with or without the unit s, m, h, d or w.
+        Return `default` if it is not set, or is not a number with or without the unit s, m, h, d or w.
         """
-        value = self.setup(key).lower()
-        unit = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}.get(value[-1:])
-        number = (value[:-1] if unit else value).strip()
-        return int(float(number) * (unit or 1)) if number.replace(".", "", 1).isdigit() else default
+        number, factor = self.setup(key).lower(), 1
+        for unit, seconds in (("s", 1), ("m", 60), ("h", 3600), ("d", 86400), ("w", 604800)):
+            if number.endswith(unit):
+                number, factor = number[:-1].strip(), seconds
+                break
+        return int(float(number) * factor) if is_number(number.replace(".", "", 1)) else default
 
     def conns(self) -> list[Conn]:
         """Return one connection for each `conn` line except %default, in the order of the file.
@@ -4414,8 +4446,13 @@ class Config:
 
         If there is none, return the first connection that has `name` in connalias=, or None.
         """
-        return next((conn for conn in self.conns() if conn.name == name), None) or next(
-            (conn for conn in self.conns() if name in conn.get("connalias").split()), None)
+        for conn in self.conns():
+            if conn.name == name:
+                return conn
+        for conn in self.conns():
+            if name in conn.get("connalias").split():
+                return conn
+        return None
 
     def _merged(self, section: Section, by_name: Mapping[str, Section], default: Mapping[str, Setting]) -> Conn:
         """Return the connection of a section, with the settings of the section, of also= and of %default.
@@ -4439,8 +4476,8 @@ class Config:
                 merged[key] = Setting(key, f"{setting.value} {merged[key].value}", setting.file, setting.line)
         for side, other in (("left", "right"), ("right", "left")):
             lone = merged.get(f"{side}subnets")
-            if lone and not (conn.get(f"{other}subnet") or conn.get(f"{other}subnets")) and (
-                    self.release and self.release < LENIENT):
+            has_other = bool(conn.get(f"{other}subnet") or conn.get(f"{other}subnets"))
+            if lone and not has_other and self._is_before(LENIENT):
                 self._problem(lone.file, lone.line, f"conn {conn.name}: libreswan up to 4.15 does not load "
                               f"{side}subnets= without {other}subnet= or {other}subnets=; pluto 4.3 aborts", False)
                 conn.broken = self.problems[-1]
@@ -4451,10 +4488,11 @@ class Config:
 
         Append the names of these sections to `conn.alsos`.  Report a name for which there is no section.
         """
-        value = setting.value
-        for name in value.split() if is_strict(self.release) else value.replace("\t", " ").split(" "):
-            if not name:
-                continue
+        if is_strict(self.release):
+            names = setting.value.split()
+        else:
+            names = [name for name in setting.value.replace("\t", " ").split(" ") if name]
+        for name in names:
             if name not in by_name:
                 self._problem(setting.file, setting.line, f"conn {conn.name}: also= names {quote(name)}, but "
                               "there is no conn with this name", False)
@@ -4482,11 +4520,10 @@ class Config:
                 conn.broken = self.problems[-1]
 
 
-def braces(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
     """Expand {a,b} in a pattern as glob(3) does with GLOB_BRACE, and return the resulting patterns.
 
-    Braces within braces are not supported.  Raises OSError if the result has more than PATTERN_LIMIT
-    patterns.
+    Braces within braces are not supported.  Raises OSError if there are more than PATTERN_LIMIT patterns.
     """
     head, opened, rest = pattern.partition("{")
     inner, closed, tail = rest.partition("}")
@@ -4495,7 +4532,7 @@ def braces(pattern: str) -> list[str]:
     too_many = OSError(errno.E2BIG, f"expands to more than {PATTERN_LIMIT} patterns", pattern)
     if tail.count("{") > PATTERN_LIMIT.bit_length():  # with two words for each brace, the limit is exceeded
         raise too_many
-    words, ends = inner.split(","), braces(tail)
+    words, ends = inner.split(","), expand_braces(tail)
     if len(words) * len(ends) > PATTERN_LIMIT:
         raise too_many
     return [head + word + end for word in words for end in ends]
@@ -4503,7 +4540,7 @@ def braces(pattern: str) -> list[str]:
 
 def secrets_file(host: Host, config: Config | None = None) -> str:
     """Return the name of the secrets file: the value of secretsfile=, or ipsec.secrets if it is not set."""
-    return (config.setup("secretsfile") if config else "") or host.secrets
+    return config.setup("secretsfile", host.secrets) if config else host.secrets
 
 
 def is_ignored_entry(host: Host, record: SecretRecord) -> bool:
@@ -4529,17 +4566,18 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
     """
     files: list[str] = []
     problems: list[Problem] = []
-    stopped: list[str] = []  # holds the first file that is not read because of FILES_LIMIT
+    is_limit_reported = False
     budget = [FILES_LIMIT]
 
     def visit(file: str, depth: int, parent: str, line: int) -> None:
+        nonlocal is_limit_reported
         if depth > INCLUDE_DEPTH:
             problems.append(Problem(parent, line, f"the includes are nested deeper than {INCLUDE_DEPTH}: is "
                                     "there a loop?", is_unread=True))
             return
         if len(files) >= FILES_LIMIT:
-            if not stopped:
-                stopped.append(file)
+            if not is_limit_reported:
+                is_limit_reported = True
                 problems.append(Problem(parent, line, f"more than {FILES_LIMIT} files are included; the rest is not "
                                         "read", is_unread=True))
             return
@@ -4584,17 +4622,16 @@ def host_names(host: Host) -> dict[str, str]:
     names: dict[str, str] = {}
     try:
         for line in host.lines("/etc/hosts"):
-            address, *words = line.partition("#")[0].split() or [""]
-            for word in words:
-                names.setdefault(word.lower(), address)
+            words = line.partition("#")[0].split()
+            for name in words[1:]:
+                names.setdefault(name.lower(), words[0])
     except OSError:
         return names
     return names
 
 
 def comparable_id(text: str, names: Mapping[str, str]) -> str | None:
-    """Return an ID in a form in which IDs that pluto treats as the same are equal (atoid() and id_eq() of
-    id.c).
+    """Return a form of an ID that is equal for IDs that pluto treats as the same (atoid() and id_eq() of id.c).
 
     Return an empty string for an ID that matches any ID, such as %any.  Return None for an ID that can't be
     compared: one that depends on DNS or on a certificate, or a distinguished name.  `names` is the result of
@@ -4624,7 +4661,8 @@ def canonical_net(text: str) -> str | None:
         if slash and not (bits.isascii() and bits.isdigit()):
             return None
         length = int(bits) if slash else size
-        number = number >> size - length << size - length
+        host_bits = size - length
+        number = (number >> host_bits) << host_bits
         return f"{socket.inet_ntop(family, number.to_bytes(size // 8, 'big'))}/{length}"
     except (OSError, ValueError):
         return None
@@ -4652,7 +4690,7 @@ def is_bad_private(entry: str, release: tuple[int, ...] | None) -> bool:
         return True
     if ":" not in net and canonical_net(mask):  # pluto accepts a netmask, as in 10.0.0.0/255.0.0.0
         host_bits = 0xffffffff - int.from_bytes(bytes(map(int, mask.split("."))), "big")
-        if host_bits & host_bits + 1:
+        if host_bits & (host_bits + 1):  # the ones of the netmask are not all at its start
             return True
         net = f"{address}/{32 - host_bits.bit_length()}"
     known = canonical_net(net)
@@ -4679,15 +4717,23 @@ def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None
     return listed.count(True) == 2 or listed == [False, False, True]
 
 
+def config_in_file(host: Host, name: str = "") -> Config | None:
+    """Return the configuration in the file `name` (default the host's ipsec.conf), or None if `name` is `-`.
+
+    Standard input can be read only once, by the program that the configuration is for.
+    """
+    return None if (name or host.conf) == "-" else Config(host, name)
+
+
 def configured_directory(host: Host, key: str) -> str:
     """Return the value of nssdir= or ipsecdir= (`key`) in ipsec.conf, or an empty string if it is not set.
 
-    Only the first call reads ipsec.conf.  A configuration on standard input is not read, because it can be
-    read only once, by the program that it is for.
+    Only the first call reads ipsec.conf.  A configuration on standard input is not read.
     """
     if not host.directories:
-        config = Config(host, text="" if host.conf == "-" else None)
-        host.directories = {name: config.setup(name) for name in ("nssdir", "ipsecdir")}
+        config = config_in_file(host)
+        for name in ("nssdir", "ipsecdir"):
+            host.directories[name] = config.setup(name) if config else ""
     return host.directories[key]
 
 
@@ -4745,7 +4791,7 @@ def learn_secrets(redactor: Redactor, host: Host, file: str) -> None:
 
 
 def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = None) -> Redactor:
-    """Return a Redactor that knows the secrets of the host, so that it can hide them.
+    """Return a Redactor that knows the secrets of the host.
 
     The secrets are read from ipsec.secrets, the file of secretsfile=, and the files that they include; from
     *.secrets, nsspassword and passwd in the directories of the configuration and of NSS; and from the
@@ -4793,9 +4839,12 @@ def learn_updown(redactor: Redactor, config: Config) -> None:
     arguments of its own, word by word.
     """
     import re
-    values = [setting.value for section in config.sections for setting in section.settings
-              if setting.key.endswith("updown")]
-    for words in [re.findall(SHELL_WORD, value) for value in values] + [value.split() for value in values]:
+    commands: list[list[str]] = []
+    for section in config.sections:
+        for setting in section.settings:
+            if setting.key.endswith("updown"):
+                commands += [re.findall(SHELL_WORD, setting.value), setting.value.split()]
+    for words in commands:
         before = ""
         for word in words[1:]:
             word = re.sub(r"""['"\\]""", "", word)
@@ -4822,9 +4871,10 @@ def own_reader(host: Host, args: Args, name: str) -> Config:
     Print a warning that the built-in reader is used, and one for each problem that is not fatal.  Raises
     ConfigError with exit status 3 for a fatal problem.
     """
-    why = f"libreswan's {name} is not installed" if host.live else "programs of a mounted disk are not run"
+    reason = f"libreswan's {name} is not installed" if host.live else "programs of a mounted disk are not run"
     version = host.libreswan_version()
-    host.warn(f"{name}: {why}; the built-in reader is used" + (f", with the rules of {version}" if version else ""))
+    rules = f", with the rules of {version}" if version else ""
+    host.warn(f"{name}: {reason}; the built-in reader is used{rules}")
     config = Config(host, args.value("--config"))
     config.conns()
     for problem in config.problems:
@@ -4848,20 +4898,12 @@ def check_includes(config: Config) -> None:
 RESOLVER_FILES = ("/etc/nsswitch.conf", "/etc/hosts", "/etc/resolv.conf")
 
 
-def config_for_program(host: Host, name: str = "") -> Config | None:
-    """Return the configuration that a program of libreswan is about to read: the file `name`, default ipsec.conf.
-
-    Return None if it is on standard input, which only the program can read.
-    """
-    return None if (name or host.conf) == "-" else Config(host, name)
-
-
 def check_answers(host: Host, config: Config | None) -> None:
     """Raise OSError if a program of libreswan would wait for ever for a file.
 
     A file system that the program needs does not answer, or a file of RESOLVER_FILES is a FIFO.  This function
-    accesses these files, the NSS database and the files that `config` names.  `config` is the result of
-    config_for_program(); the file systems that did not answer when it was read count, too.
+    accesses these files, the NSS database and the files that `config` names.  `config` is what the program
+    reads, or None if it reads standard input.  File systems that did not answer earlier count, too.
     """
     import stat
     for path in RESOLVER_FILES:
@@ -4883,9 +4925,9 @@ def check_answers(host: Host, config: Config | None) -> None:
 def check_configuration(host: Host, name: str = "") -> None:
     """Raise Failure or OSError if a program of libreswan might never finish reading the configuration.
 
-    `name` means the same as in config_for_program().
+    `name` means the same as in config_in_file().
     """
-    config = config_for_program(host, name)
+    config = config_in_file(host, name)
     check_answers(host, config)
     if config:
         check_includes(config)
@@ -28639,7 +28681,7 @@ def run_program(host: Host, program: str, name: str, entry: Command | None, word
     if "--config" in known or name == "addconn":
         load_part("check_configuration")(host, config)
     elif MOUNTS.that_may_hang():
-        load_part("check_answers")(host, load_part("config_for_program")(host, config))
+        load_part("check_answers")(host, load_part("config_in_file")(host, config))
     if "--nssdir" in known:
         values = dict(zip(words, words[1:]))
         load_part("NssDatabase")(host, values.get("--nssdir", values.get("-d", ""))).check_program()
