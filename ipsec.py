@@ -2205,11 +2205,8 @@ def pattern_to_regex(pattern: str) -> str:
     parts = re.findall(r"\\.|\[[!^]?\]?(?:\[:\w+:\]|\\.|[^\]\\])*\]|.", pattern, re.DOTALL)
     regex = ""
     for part in parts:
-        if part in wildcards:
-            regex += wildcards[part]
-            continue
         if len(part) == 1 or part[0] == "\\":
-            regex += re.escape(part[-1])
+            regex += wildcards.get(part) or re.escape(part[-1])
             continue
         is_negated = part[1] in "!^"
         members = re.findall(r"\[:\w+:\]|\\.|.", part[2 if is_negated else 1:-1], re.DOTALL)
@@ -2301,11 +2298,6 @@ def libreswan_hint(host: Host, hint: str) -> str:
 def start_hint(host: Host) -> str:
     """Return the hint for users whose pluto does not run: how to start it, or how to install libreswan."""
     return libreswan_hint(host, "start it with: ipsec start")
-
-
-def start_advice(host: Host) -> str:
-    """Return the command that starts pluto, or the command that installs libreswan if it is not installed."""
-    return "ipsec start" if is_libreswan_installed(host) else install_command(host, "libreswan")
 
 
 def version_in(text: str) -> str | None:
@@ -4782,14 +4774,6 @@ def nss_password(host: Host, token: str = "NSS Certificate DB", directory: str =
     return next((passwords[name] for name in names if name in passwords), None)
 
 
-def learn_secrets(redactor: Redactor, host: Host, file: str) -> None:
-    """Add the secrets in a secrets file to the redactor.  If the file can't be read, add nothing."""
-    try:
-        redactor.learn_file(host.lines(file))
-    except OSError:
-        return  # secret_files() reports a file that can't be read
-
-
 def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = None) -> Redactor:
     """Return a Redactor that knows the secrets of the host.
 
@@ -4809,12 +4793,14 @@ def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = 
             continue  # the directory does not answer, or its name has wildcards that match too much
         for password in nss_passwords(host, directory).values():
             redactor.learn(password)
-    seen: set[str] = set()
+    files: list[str] = []
     for name in dict.fromkeys(names):
-        for file in secret_files(host, name)[0]:
-            if file not in seen:
-                seen.add(file)
-                learn_secrets(redactor, host, file)
+        files += secret_files(host, name)[0]
+    for file in dict.fromkeys(files):
+        try:
+            redactor.learn_file(host.lines(file))
+        except OSError:
+            continue  # secret_files() reports a file that can't be read
     for directory in directories:
         try:
             for line in host.lines(f"{directory}/passwd"):
@@ -4855,14 +4841,6 @@ def learn_updown(redactor: Redactor, config: Config) -> None:
             elif is_random and not is_harmless_word(value):
                 redactor.learn(value)
             before = word
-
-
-def secrets_report(host: Host, name: str = "") -> Iterator[str]:
-    """Yield the lines of a secrets file (default the host's ipsec.secrets), with the secrets removed.
-
-    Raises OSError if the file can't be read.
-    """
-    return censor_secrets(host.lines(name or host.secrets))
 
 
 def own_reader(host: Host, args: Args, name: str) -> Config:
@@ -22385,7 +22363,7 @@ def secrets(report: Report) -> Iterator[str]:
         if report.redactor.show_secrets:
             yield from file_text(host, file)
         else:
-            yield from (f"{line}\n" for line in secrets_report(host, file))
+            yield from (f"{line}\n" for line in censor_secrets(host.lines(file)))
     yield from (f"problem: {problem}\n" for problem in problems)
 
 
@@ -23766,11 +23744,13 @@ class Diagnoser:
             return Diagnosis(name, "unknown", "SKIP", means=f"pluto can't be asked: {signs[0]}",
                              command="ipsec status")
         means, check = "pluto is not running on this host", "pluto's log for the reason why pluto ended"
+        advice = "ipsec start"
         if not is_libreswan_installed(self.host):
             means, check = f"{means}: libreswan is not installed", ""
+            advice = install_command(self.host, "libreswan")
         return Diagnosis(
             name, "down", "FAIL", cause="pluto-down", short="pluto not running", means=means, check=check,
-            command=start_advice(self.host), side="here",
+            command=advice, side="here",
             others=[f"the request for pluto's status failed: {failure.message}"])
 
     # not loaded
