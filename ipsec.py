@@ -26482,7 +26482,7 @@ def firewall_summary(host: Host) -> str:
 
 # --- configuration: addconn, readwriteconf, and the commands that mask secrets ------------------------------
 
-# Options that list connections, each with values of auto=.  The option lists connections with these values
+# For each option that lists connections, the values of auto= of these connections
 ADDCONN_LISTS = {
     "--listall": ("ignore", "add", "ondemand", "start", "keep"), "--listadd": ("add",),
     "--listroute": ("ondemand", "start"), "--liststart": ("start",), "--listignore": ("ignore",)}
@@ -26506,7 +26506,7 @@ LIST_OPTIONS = [Opt(name, None, f"print the names of connections with auto={' or
         Opt("--ctlsocket --ctlbase", "FILE", "pluto's control socket"),
         Opt("--verbose --debug", None, "print more messages (libreswan's addconn only)")),
     details="If libreswan's addconn is installed, this command runs it. Otherwise, a built-in reader does "
-            "all of this except loading connections.")
+            "everything except loading connections.")
 def addconn_command(host: Host, args: Args) -> int:
     """Run `ipsec addconn` without libreswan's addconn; return OK.
 
@@ -26534,7 +26534,7 @@ def addconn_command(host: Host, args: Args) -> int:
 
 
 def print_lists(host: Host, lists: list[str], config: Config) -> None:
-    """Print the connections that options of ADDCONN_LISTS select, in the form of libreswan's addconn."""
+    """Print the names of the connections that the options `lists` select, as libreswan's addconn does."""
     if "--listall" in lists:
         lists = ["--listall"]
     elif "--listroute" in lists:
@@ -26601,7 +26601,7 @@ def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
         Opt("--rootdir", "DIR", "read all files below DIR, as ipsec --root does"),
         Opt("--verbose --debug", None, "print more messages (libreswan's readwriteconf only)")),
     details="If libreswan's readwriteconf is installed, this command runs it. Otherwise, a built-in reader "
-            "prints the configured values, without default values.")
+            "prints the values in ipsec.conf, without default values.")
 def readwriteconf_command(host: Host, args: Args) -> int:
     """Run `ipsec readwriteconf` without libreswan's readwriteconf; return OK.
 
@@ -26618,8 +26618,7 @@ def readwriteconf_command(host: Host, args: Args) -> int:
 def config_lines(config: Config, name: str = "", *, setup: bool = True) -> Iterator[str]:
     """Yield the lines of an ipsec.conf with the same settings, but without also=, %default and includes.
 
-    If `name` is not empty, no other connection is included.  If `setup` is true, the section `config setup`
-    is included.
+    If `name` is not empty, other connections are left out.  If `setup` is false, `config setup` is left out.
     """
     if setup:
         yield "config setup"
@@ -26645,10 +26644,7 @@ def config_lines(config: Config, name: str = "", *, setup: bool = True) -> Itera
 
 
 def known_to_all(key: str) -> str:
-    """Return the keyword if every release knows it.  Otherwise return an alias that every release knows.
-
-    Return `key` itself if there is no such alias.
-    """
+    """Return `key`.  If some releases do not know `key`, return an alias that all releases know, if there is one."""
     words = vocabulary(False)
     aliases = [alias for alias in ALIASES if ALIASES[alias] == key]
     for word in (key, *reversed(aliases)):
@@ -26690,7 +26686,7 @@ def secretcensor_command(host: Host, args: Args) -> int:
         for line in censor_secrets(split_lines(chunks)):
             yield f"{printable(line)}\n"
 
-    return filtered(host, args.operands, censor)
+    return print_censored(host, args.operands, censor)
 
 
 @command("_keycensor keycensor", "[FILE...]", hidden=True, rescue=True,
@@ -26702,7 +26698,7 @@ def keycensor_command(host: Host, args: Args) -> int:
     """
     config = Config(host)
     is_partial = warn_of_unread_secrets(host, config, "keycensor")
-    status = filtered(host, args.operands, redactor_of(host, config=config).stream)
+    status = print_censored(host, args.operands, redactor_of(host, config=config).stream)
     return ERROR if is_partial else status
 
 
@@ -26720,9 +26716,8 @@ def warn_of_unread_secrets(host: Host, config: Config, command_name: str) -> boo
 
 
 @command("redact", "[FILE...]", rescue=True, summary="mask secrets in any text, as barf does",
-         details="Prints files, or standard input, with secrets masked, in the same way as barf prints a "
-                 "log. Hexadecimal dumps are masked, too. Lines that other programs wrote to a system log "
-                 "are left out.")
+         details="Prints files, or standard input, as barf prints a log: secrets and hexadecimal dumps are "
+                 "masked. Lines that other programs wrote to a system log are left out.")
 def redact_command(host: Host, args: Args) -> int:
     """Run `ipsec redact`.  Return 0, or 1 if one of the files in `args` can't be read."""
     config = Config(host)
@@ -26733,13 +26728,13 @@ def redact_command(host: Host, args: Args) -> int:
     def censor(chunks: Iterable[bytes]) -> Iterator[str]:
         return redactor.stream(map(encode, text_of_lines(log.lines(split_lines(chunks)))))
 
-    status = filtered(host, args.operands, censor)
+    status = print_censored(host, args.operands, censor)
     if log.left_out:
         host.warn(f"redact: {count_text(log.left_out, 'line')} of other programs left out")
     return status
 
 
-def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]], Iterable[str]]) -> int:
+def print_censored(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]], Iterable[str]]) -> int:
     """Print the text that `censor` yields for each file.  Return OK, or ERROR if a file can't be read.
 
     The name `-`, or an empty list of names, stands for standard input.
@@ -26802,11 +26797,12 @@ class Loaded:
         text = text.lstrip(":").strip().rstrip(";")
         fields = text.split("; ")
         if part not in self.parts:  # the first line has the networks, then the routing
-            self.routed |= len(fields) > 1 and not fields[1].startswith("unrouted")
+            if len(fields) > 1 and not fields[1].startswith("unrouted"):
+                self.routed = True
             fields = [fields[0], *(field for field in fields[2:] if "=" in field)]
         elif text.startswith("policy: "):
             words = text.removeprefix("policy: ").split("+")
-            self.is_up |= "UP" in words
+            self.is_up = self.is_up or "UP" in words
             fields = ["policy: " + "+".join(word for word in words if word not in ("UP", "ROUTE"))]
         if " algorithm newest" not in text:
             lasting = [field for field in fields if not field.startswith(STATE_FIELDS)]
@@ -26888,10 +26884,11 @@ class Digests:
         self.owner, self.started = "", 0.0
         self.digests: dict[str, str] = {}
         pid = find_pluto(host)
-        process = next((process for process in list_processes(host) if process.pid == pid), None)
-        if not process:
+        for process in list_processes(host):
+            if process.pid == pid:
+                self.owner, self.started = f"pluto {pid} {process.started:.0f}", process.started
+        if not self.owner:
             return
-        self.owner, self.started = f"pluto {pid} {process.started:.0f}", process.started
         lines = host.value(self.name).splitlines()
         if lines and lines[0] == self.owner:
             for line in lines[1:]:
@@ -26926,7 +26923,7 @@ class Digests:
 
         Return False if there is no digest of the connection.
         """
-        return self.digests.get(conn.name, self.digest(conn)) != self.digest(conn)
+        return conn.name in self.digests and self.digests[conn.name] != self.digest(conn)
 
     def keep(self, conns: Iterable[Conn]) -> None:
         """Write the digests of these connections to the file, unless pluto's process was not found.
@@ -27013,10 +27010,9 @@ class Reload:
         return self.host.run(argv, timeout=CHECK_TIME + ADD_TIME * len(names), pass_fds=descriptors)
 
     def copies(self, conns: Sequence[Conn]) -> dict[str, Loaded]:
-        """Load a copy of each connection into pluto for a short time.
+        """Load a copy of each connection into pluto, read pluto's status, and delete the copies.
 
-        Return the copies by the names of the connections, as pluto's status showed them.  A copy that pluto
-        refuses is not in the result.
+        Return the copies by the names of the connections.  A copy that pluto refuses is not in the result.
         """
         lines = [f"include {self.host.conf}"]
         for conn in conns:
@@ -27113,14 +27109,14 @@ class Reload:
         A connection whose definition has not changed can still need a step.  `copy` has the definition in
         ipsec.conf.  It is None if pluto or addconn refuses that definition.
         """
-        if copy is None and self.loads_without_pool(conn):
-            return Step("~", conn.name, "another address pool", conn.auto, loads=True)
-        if copy is None and conn.name in self.refused:
-            return Step("!", conn.name, "addconn finds an error in the new definition, so pluto keeps the "
-                                        "old definition; ipsec verify config shows the error")
         if copy is None:
+            if self.loads_without_pool(conn):
+                return Step("~", conn.name, "another address pool", conn.auto, loads=True)
+            if conn.name in self.refused:
+                return Step("!", conn.name, "addconn finds an error in the new definition, so pluto keeps the "
+                                            "old definition; ipsec verify config shows the error")
             return Step("!", conn.name, "pluto refuses the new definition and keeps the old one; "
-                                        "the reason is in pluto's log")
+                                            "the reason is in pluto's log")
 
         old = loaded.definition(conn, in_use=loaded.routed)
         new = copy.definition(conn, in_use=loaded.routed)
@@ -27176,10 +27172,9 @@ class Reload:
         """Return the other connections that each step interrupts.
 
         In IKEv2, connections to the same peer share an IKE SA, which belongs to one of these connections.
-        When that connection is replaced or deleted, the IKE SA ends with all its tunnels.  The result has a
-        dict for the name of each step that interrupts connections.  The keys of this dict are these
-        connections.  A value is True if this host can initiate the connection again, which is not possible
-        for an instance.
+        When that connection is replaced or deleted, the IKE SA ends with all its tunnels.  The keys of the
+        result are names of steps.  A value maps the name of each interrupted connection to True if this host
+        can initiate it again, or to False if it is an instance.
         """
         ending = {step.name for step in steps if step.mark == "-" or (step.mark == "~" and step.loads)}
         if not ending:
@@ -27211,22 +27206,22 @@ class Reload:
 
         steps, unchanged, others = self.plan()
         interrupted = self.interrupted(steps)
-        refused = set()
+        failed = set()
         for step in steps:
             tunnels = interrupted.get(step.name, {})
             note = f"; interrupts {', '.join(tunnels)} on the same IKE SA" if tunnels else ""
             self.host.print(printable(f"{step.mark} {step.name}: {step.text}{note}"))
             self.host.flush()
-            is_refused = step.mark == "!"
+            has_failed = step.mark == "!"
             if step.mark in "+~-" and not dry:
-                is_refused = not self.apply(step)
-            if is_refused:
-                refused.add(step.name)
+                has_failed = not self.apply(step)
+            if has_failed:
+                failed.add(step.name)
             for name, can_initiate in tunnels.items():
                 if can_initiate and not dry:
                     self.initiate(name)
         if not dry:
-            self.digests.keep(conn for conn in self.config.conns() if conn.name not in refused)
+            self.digests.keep(conn for conn in self.config.conns() if conn.name not in failed)
 
         for name in others:
             self.host.print(printable(f"  {name}: not in {self.host.conf}; kept (--prune deletes it)"))
@@ -27234,7 +27229,7 @@ class Reload:
         if dry:
             counts += "; nothing was done (--dry-run)"
         self.host.print(counts)
-        return ERROR if refused else OK
+        return ERROR if failed else OK
 
 
 def step_counts(steps: Sequence[Step]) -> str:
