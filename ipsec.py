@@ -27287,12 +27287,13 @@ START_OPTIONS = (
 def control_service(host: Host, args: Args, action: str) -> int:
     """Start, stop, restart or query pluto, through the init system or directly; return the exit status.
 
-    Raises the same errors as find_service() and act() or, without an init system, those of class Direct.
+    Raises the errors of find_service(), and those of act() or, without an init system, of the class Direct.
     """
     host.conf = args.value("--config") or host.conf
-    # the service has the socket of its run directory, even if --ctlsocket names another one
+    # pluto's service has its socket in its run directory, even if --ctlsocket names another socket
     host.ctlsocket = os.path.abspath(f"{host.rundir}/pluto.ctl")
-    dry, foreground = args.flag("--dry-run"), args.flag("--foreground")
+    dry = args.flag("--dry-run")
+    foreground = args.flag("--foreground")
     if foreground and action != "start":
         raise Failure(f"ipsec setup {action}: only start has the option --foreground", USAGE)
     service = None if foreground else find_service(host, args.value("--init"), action)
@@ -27310,13 +27311,11 @@ def control_service(host: Host, args: Args, action: str) -> int:
 
 
 SETUP_ACTIONS = ("start", "stop", "restart", "status")
-
-
 SETUP_DETAILS = """\
 The command calls the init system that runs this host; the line "Redirecting to:" shows the call. The exit
 status is that of the init system, or 1 if pluto does not answer after a start or still runs after a stop. An
 init system that is only installed is not used. Without an init system, as in a container, an initramfs or a
-chroot, the command starts and stops pluto directly. Then a start checks the configuration, prepares the
+chroot, the command starts and stops pluto directly. Such a start checks the configuration, prepares the
 kernel, the NSS database and the NFLOG rules, starts pluto, and exits with 0 only if pluto answers.
 
 Exit status of status: 0 if pluto runs, 1 if it is dead and its pid file exists, 3 if it does not run, 4 if
@@ -27340,18 +27339,18 @@ def setup_command(host: Host, args: Args) -> int:
     return control_service(host, args, actions[0])
 
 
-# The options of `ipsec start CONN` besides START_OPTIONS.  START_OPTIONS already has --dry-run
-BRINGING_UP = tuple(option for option in (*CONNECTION_OPTIONS, *UP_OPTIONS) if option is not DRY_RUN_OPTION)
+# The options that only `ipsec start CONN` has; START_OPTIONS already has --dry-run
+START_CONN_OPTIONS = tuple(option for option in (*CONNECTION_OPTIONS, *UP_OPTIONS) if option is not DRY_RUN_OPTION)
 
 
 @command("start _autostart", "[CONN...]",
          summary="start the IKE daemon; with CONN, add and bring up connections",
-         options=(*START_OPTIONS, *BRINGING_UP), details=SETUP_DETAILS)
+         options=(*START_OPTIONS, *START_CONN_OPTIONS), details=SETUP_DETAILS)
 def start_command(host: Host, args: Args) -> int:
     """Run `ipsec start` and return the exit status.
 
-    Without CONN, this is `ipsec setup start`.  With CONN, pluto must be running: load the connections and bring
-    them up.  Then the status is 0, or the status of the first connection that fails.
+    Without CONN, this is `ipsec setup start`.  With CONN, pluto must be running, and the connections are loaded
+    and brought up.  The status is then 0, or that of the first connection that fails.
     """
     if args.operands:
         return start_connections(host, args)
@@ -27371,13 +27370,12 @@ def restart_command(host: Host, args: Args) -> int:
 
 
 @command("_stackmanager", "start|stop|restart", summary="prepare the kernel's IPsec stack, or clean it up",
-         options=(Opt("--xfrm --netkey", None, "use XFRM, even if protostack= names another "
-                                               "stack"),), hidden=True)
+         options=(Opt("--xfrm --netkey", None, "use XFRM, even if protostack= names another stack"),), hidden=True)
 def stackmanager_command(host: Host, args: Args) -> int:
     """Run `ipsec _stackmanager ACTION` and return OK.
 
     Raises Failure if the action is unknown, if the user is not root (status 4), if the configuration has
-    errors, or if a stop finds that pluto may still run.
+    errors, or if pluto may still run at a stop or restart.
     """
     action = args.operands[0]
     if action not in ("start", "stop", "restart"):
@@ -27411,10 +27409,10 @@ PLUTORUN_ENDS = {
 def plutorun_command(host: Host, args: Args) -> int:
     """Run `ipsec _plutorun`: start pluto with the given options, and wait until pluto ends.
 
-    Return OK if pluto ended with a status in PLUTORUN_ENDS.  Return ERROR if pluto failed, or if a process of
-    pluto is found before the start.  If pluto failed, a child process starts the service again.  Raises
-    Failure if pluto is not installed, if the NSS database can't be used, or if there are other signs that a
-    pluto runs.
+    Return OK if pluto ended with a status in PLUTORUN_ENDS.  With another status, pluto has failed: a child
+    process starts the service again, and this one returns ERROR.  Return ERROR also if a process of pluto is
+    found before the start.  Raises Failure if pluto is not installed, if the NSS database can't be used, or if
+    check_not_running() fails.
     """
     syslog = need("syslog", "_plutorun's log")
 
@@ -27454,8 +27452,8 @@ def restart_after_pause(host: Host, report: Callable[[str], None]) -> NoReturn:
     try:
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
-        for number in range(3):
-            os.dup2(null, number)
+        for stream in range(3):
+            os.dup2(null, stream)
         time.sleep(PLUTORUN_PAUSE)
         setup_command(host, COMMANDS["setup"].parse(["start"]))
     except Failure as failure:
@@ -27477,9 +27475,10 @@ NSS_OPTIONS = (NSSDIR_OPTION, CONFIGDIR_OPTION, PASSWORD_OPTION)
 
 
 def nss_database(host: Host, args: Args, name: str, password_option: str = "--password-file") -> NssDatabase:
-    """Return the database that the options of the command `name` select.
+    """Return the NSS database that the options select.  `name` is the command in the messages.
 
-    Raises Failure if --nssdir has no value, or if the password file can't be read.
+    `password_option` is the option whose value is the file with the database's password.  Raises Failure if
+    --nssdir or --configdir has an empty value, or if the password file can't be read.
     """
     if args.flag("--configdir"):
         host.warn(f"{name} warning: --configdir is obsoleted, use --nssdir")
@@ -27502,11 +27501,12 @@ def initnss_command(host: Host, args: Args) -> int:
     base = nss_database(host, args, "initnss")
     base.make_directory()
     with base.lock():
-        if base.has(*NSS_FILES[1:], *DBM_FILES):
+        if base.has("key4.db", "cert9.db", *DBM_FILES):
             raise Failure(f"NSS database already initialised - aborted\nTo wipe the old NSS database, issue: "
                           f"rm {base.directory}/*.db", NSS_EXISTS)
         host.print("Initializing NSS database\n")
-        create_database(base, (base.password or "") if args.flag("--password-file") else "")
+        password = base.password if args.flag("--password-file") else None
+        create_database(base, password or "")
     return OK
 
 
@@ -27570,26 +27570,28 @@ def nss_tool_command(name: str, directory: str, secret: str) -> None:
 
     `directory` is the option with which the tool gets the directory of the database.  `secret` is the option
     with which the tool gets a password file, or empty if the tool has no such option.  If the file
-    nsspassword has a password, the command adds this option, unless the arguments already say which password
-    to use.
+    nsspassword has a password, the command adds the option `secret`, unless the arguments already have an
+    option for a password.
     """
 
     @command(name, "ARG...", options=None, summary=f"run NSS's {name} on the database",
              details=f"The arguments are those of {name}(1), without its option {directory}.")
     def run_tool(host: Host, args: Args) -> int:
         words = args.operands
-        if words[:1] in ([], ["--help"]):
+        if not words or words[0] == "--help":
             host.print(describe(COMMANDS[name]))
             return OK if words else ERROR
-        refused = next((word for word in words if word in ("-d", "--nssdir", "-dbdir", "--dry-run")), "")
-        if refused:
-            raise Failure(f"ipsec {name}: {refused} is not accepted", USAGE, f"ipsec --nssdir DIR {name} …")
+        for word in words:
+            if word in ("-d", "--nssdir", "-dbdir", "--dry-run"):
+                raise Failure(f"ipsec {name}: {word} is not accepted", USAGE, f"ipsec --nssdir DIR {name} …")
         base = NssDatabase(host)
         base.check_modules()
         path = host.resolve(name, nss_tools_hint(host))
         argv = [directory, f"sql:{host.path(base.directory)}"]
-        own = {secret, "--empty-password", "-K" if name == "pk12util" else ""}
-        if secret and base.password is not None and not own & set(words):
+        password_options = {secret, "--empty-password"}
+        if name == "pk12util":
+            password_options.add("-K")
+        if secret and base.password is not None and password_options.isdisjoint(words):
             fd = host.memory_file(base.secret())
             os.set_inheritable(fd, True)
             argv += [secret, f"/proc/self/fd/{fd}"]
@@ -27622,22 +27624,23 @@ def showhostkey_command(host: Host, args: Args) -> int:
     """
     keys = nss_database(host, args, "showhostkey").keys()
     if args.flag("--list"):
-        for place, key in enumerate(keys, 1):
-            host.print(f"<{place:2}> {key.kind} keyid: {key_texts(key).keyid} ckaid: {key.ckaid.hex()}")
+        for number, key in enumerate(keys, 1):
+            host.print(f"<{number:2}> {key.kind} keyid: {key_texts(key).keyid} ckaid: {key.ckaid.hex()}")
         return OK
     modes = [mode for mode in ("--left", "--right", "--ipseckey", "--pem") if args.flag(mode)]
     if len(modes) != 1:
         raise Failure("ipsec showhostkey: one of --list, --left, --right, --ipseckey and --pem is needed", USAGE)
+    mode = modes[0]
     key = chosen_key(keys, args.value("--ckaid"), args.value("--rsaid"))
-    if modes[0] == "--pem":
+    if mode == "--pem":
         spki = key_texts(key).spki
         lines = [spki[i:i + 64] for i in range(0, len(spki), 64)]
         host.print("\n".join(("-----BEGIN PUBLIC KEY-----", *lines, "-----END PUBLIC KEY-----")))
-    elif modes[0] == "--ipseckey":
+    elif mode == "--ipseckey":
         host.print(ipseckey_record(key, args.value("--gateway"), args.value("--precedence", "10"),
                                    args.flag("--pubkey")))
     else:
-        host.print(conf_lines(key, modes[0][2:], args.flag("--pubkey")))
+        host.print(conf_lines(key, mode.removeprefix("--"), args.flag("--pubkey")))
     return OK
 
 
@@ -27702,8 +27705,7 @@ KEY_OPTIONS = (*NSS_OPTIONS,
 
 
 def check_key_size(name: str, kind: str, size: str) -> None:
-    """Raise Failure if `size` is not a valid RSA key size or ECDSA curve.  `name` is the command in the
-    message."""
+    """Raise Failure if `size` is no valid RSA key size or ECDSA curve.  `name` is the command in the message."""
     if kind == "ECDSA":
         if size not in CURVES:
             raise Failure(f"ipsec {name}: unknown curve {quote(size)}", USAGE, ", ".join(CURVES))
@@ -27754,10 +27756,12 @@ def newhostkey_command(host: Host, args: Args) -> int:
     kind = args.value("--keytype", "rsa")
     if kind not in ("rsa", "ecdsa"):
         raise Failure(f"ipsec newhostkey: unknown key type {quote(kind)}", USAGE, "rsa or ecdsa")
-    wrong = "--curve" if kind == "rsa" else "--bits"
-    if args.flag(wrong):
-        raise Failure(f"ipsec newhostkey: {wrong} and --keytype {kind} are mutually exclusive", USAGE)
-    size = args.value("--bits", "3072") if kind == "rsa" else args.value("--curve", CURVES[0])
+    if kind == "rsa":
+        size, other_option = args.value("--bits", "3072"), "--curve"
+    else:
+        size, other_option = args.value("--curve", CURVES[0]), "--bits"
+    if args.flag(other_option):
+        raise Failure(f"ipsec newhostkey: {other_option} and --keytype {kind} are mutually exclusive", USAGE)
     return make_key(host, args, "newhostkey", kind.upper(), size)
 
 
@@ -27803,8 +27807,11 @@ def nsslist_command(host: Host, args: Args) -> int:
 
 def certificate_text(certificate: Mapping[str, Any]) -> str:
     """Return the lines that `ipsec nsslist` prints about one certificate from certificate_data()."""
-    marks = ["key"] if certificate["has_key"] else []
-    marks += ["CA"] if certificate["is_ca"] else []
+    marks = []
+    if certificate["has_key"]:
+        marks.append("key")
+    if certificate["is_ca"]:
+        marks.append("CA")
     marks_text = f" ({', '.join(marks)})" if marks else ""
     state = {"expired": " EXPIRED", "expiring": " EXPIRES SOON"}.get(certificate["state"], "")
     return (f"{printable(certificate['nickname']) or '(no nickname)'}\n"
@@ -27821,8 +27828,8 @@ def certificate_text(certificate: Mapping[str, Any]) -> str:
          details="The command makes firewall rules for nflog-all= and for nflog= of connections. It replaces "
          "rules whose group has changed, and removes rules that the configuration no longer needs. It uses "
          "iptables and ip6tables, or nf_tables on a host without these programs. If rules can't be made, the "
-         "command prints a message on standard error, but exits with status 0. The service runs it before "
-         "pluto, and pluto must start even without the rules.",
+         "command prints a message on standard error, but exits with status 0, because the service runs it "
+         "before pluto, which must start even without the rules.",
          options=(Opt("--strict", None, "exit with status 1 if some rules can't be made"),))
 def checknflog_command(host: Host, args: Args) -> int:
     """Run `ipsec checknflog`; return OK.  With --strict, return ERROR if some rules can't be made."""
@@ -27843,25 +27850,24 @@ def stopnflog_command(host: Host, args: Args) -> int:
          details="The arguments are those of tcpdump. The groups are the values of nflog-all= and nflog=. "
          "`ipsec checknflog` makes the rules that copy packets to these groups.")
 def sniff_command(host: Host, args: Args) -> int:
-    """Run `ipsec sniff [ARG...]`: replace this process with tcpdump.  With --help, print the help and return
-    OK.
+    """Run `ipsec sniff [ARG...]`: replace this process with tcpdump, or print the help and return OK.
 
-    Raises Failure if no group is configured or tcpdump can't be run.
+    Raises Failure if no group is configured, or if ipsec.conf can't be read or tcpdump can't be run.
     """
     if args.operands in (["--help"], ["-h"]):
         host.print(describe(COMMANDS["sniff"]))
         return OK
     config = Config(host)
-    if not config.files:
+    if not config.files:  # ipsec.conf can't be read
         config.check()
 
     group_of_all, conns = nflog_groups(config)
     groups = dict.fromkeys([group_of_all, *(group for _, group in conns)])
-    wanted = ",".join(str(group) for group in groups if group)
-    if not wanted:
+    group_list = ",".join(str(group) for group in groups if group)
+    if not group_list:
         raise Failure("ipsec sniff: no NFLOG group is configured", ERROR,
                       f"put nflog-all=50 into config setup of {host.conf}, then run: ipsec checknflog")
-    host.exec(host.resolve("tcpdump", "install tcpdump"), ["-n", "-i", f"nflog:{wanted}", *args.operands])
+    host.exec(host.resolve("tcpdump", "install tcpdump"), ["-n", "-i", f"nflog:{group_list}", *args.operands])
 
 
 @command("_updown _updown.xfrm _updown.netkey", "[custom]", hidden=True,
