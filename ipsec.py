@@ -27915,7 +27915,7 @@ class MdocLine:
         self.words = [unescaped(quoted or bare) for quoted, bare in words]
         self.name = name
         self.pieces: list[str] = []
-        self.is_glued = True  # True if no blank comes before the next word
+        self.is_glued = True  # True if the next word is joined to the last piece without a blank
 
     def text(self) -> str:
         """Return the text of the line."""
@@ -27941,7 +27941,7 @@ class MdocLine:
         self.is_glued = word in ("(", "[")
 
     def _join(self, macro: str) -> None:
-        """Process Ns, which joins the words before and after it, or Oo or Oc, which are brackets."""
+        """Process Ns, Oo or Oc.  Ns joins the words before and after it; Oo and Oc are brackets."""
         if macro == "Oo":
             self._put("[")
             return
@@ -27952,7 +27952,7 @@ class MdocLine:
     def _arguments(self) -> list[str]:
         """Remove and return the words before the next macro or closing mark.
 
-        If the first word is a closing mark, it is included.
+        A closing mark at the first place does not count.
         """
         taken: list[str] = []
         while self.words and self.words[0] not in MDOC_INLINE:
@@ -28023,7 +28023,7 @@ class MdocPage:
             if line.startswith("."):
                 macro, _, rest = line[1:].partition(" ")
             if self.is_literal and macro != "Ed":
-                self.lines.append(f"{'':16}{unescaped(line)}".rstrip())
+                self.lines.append((" " * 16 + unescaped(line)).rstrip())
             elif not macro:
                 self.words.append(unescaped(rest))
             elif macro in self.macros:
@@ -28134,24 +28134,26 @@ def manual_page(name: str) -> bytes:
 def page_of(name: str, entry: Command | None) -> bytes:
     """Return the source of the manual page that describes a command.
 
-    It is the page with the name of the command or, without such a page, the first page whose synopsis has the
+    Return the page with the name of the command or, without such a page, the first page whose synopsis has the
     command.  Raises OSError if there is none.
     """
     load_rest()  # the search needs all commands
     names = {name}
-    owners = [each.name for each in COMMANDS.values()]
+    page_names = [other.name for other in COMMANDS.values()]
     if entry:
         names.update((entry.name, *entry.aliases))
-        owners.insert(0, entry.name)
+        page_names.insert(0, entry.name)
 
-    for owner in dict.fromkeys(owners):
+    for page_name in dict.fromkeys(page_names):
         try:
-            page = manual_page(f"ipsec_{owner}.8")
+            page = manual_page(f"ipsec_{page_name}.8")
         except OSError:
             continue
-        synopsis = [line.split() for line in decode(page).splitlines() if line.startswith(".Nm ipsec Cm ")]
-        if owner in names or any(not names.isdisjoint(words) for words in synopsis):
+        if page_name in names:
             return page
+        for line in decode(page).splitlines():
+            if line.startswith(".Nm ipsec Cm ") and not names.isdisjoint(line.split()):
+                return page
     raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), f"ipsec_{name}.8")
 
 
@@ -28181,10 +28183,7 @@ def man_command(host: Host, args: Args) -> int:
 
 
 def find_viewer(host: Host) -> str:
-    """Return the path of man or mandoc.
-
-    Return an empty string if neither is installed.  Links to busybox and toybox are ignored.
-    """
+    """Return the path of man or mandoc, or "" without them.  Links to busybox and toybox are ignored."""
     for path in map(host.which, ("man", "mandoc")):
         if path and os.path.basename(host.realpath(path)) not in ("busybox", "toybox"):
             return path
@@ -28271,7 +28270,7 @@ def words_of_command(host: Host, entry: Command, before: Sequence[str], current:
     `before` are the words between the name of the command and `current`.
     """
     own = options_by_name(entry.options or ())
-    options = {**{option.key: option for option in GLOBAL_OPTIONS}, **own}
+    options = {**options_by_name(GLOBAL_OPTIONS), **own}
 
     previous = before[-1] if before else ""
     if previous in options:
@@ -28341,8 +28340,8 @@ def line_completions(host: Host, line: str) -> list[str]:
         return possible
     # bash replaces only the text after the last `=` or `:`, so the part before it is left out
     last = words[-1] if words else ""
-    done = max(last.rfind("="), last.rfind(":")) + 1
-    return [escaped_for_bash(word[done:]) for word in possible]
+    start = max(last.rfind("="), last.rfind(":")) + 1
+    return [escaped_for_bash(word[start:]) for word in possible]
 
 
 def escaped_for_bash(text: str) -> str:
@@ -28363,7 +28362,7 @@ def escaped_for_bash(text: str) -> str:
          "The code completes commands, options, connections of ipsec.conf, checks of verify, sections of "
          "barf, and init systems.")
 def completion_command(host: Host, args: Args) -> int:
-    """Run `ipsec completion`; return OK.  Raises Failure(USAGE) if the shell is unknown."""
+    """Run `ipsec completion`; return OK.  Raises Failure(USAGE) if SHELL is missing or unknown."""
     words = None
     if args.flag("--line"):
         words = line_completions(host, args.value("--line"))
@@ -28412,7 +28411,7 @@ def command_columns(names: Sequence[str]) -> Iterator[str]:
     """Yield lines with the names in two columns.
 
     The columns are those of libreswan's `ipsec --help`, because other programs search this output: for
-    example, NetworkManager-l2tp looks for `auto` between two tabs.  So a tab is on both sides of each name.
+    example, NetworkManager-l2tp looks for `auto` between two tabs.
     """
     for place in range(0, len(names), 2):
         left = names[place]
@@ -28424,8 +28423,7 @@ def command_columns(names: Sequence[str]) -> Iterator[str]:
 
 
 def grouped_commands(names: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of --help on a terminal: groups of commands with summaries, then the names of all
-    other commands."""
+    """Yield the lines of --help on a terminal: commands with summaries in groups, then all other names."""
     import textwrap
     others = dict.fromkeys(names)
     for title, words in HELP_GROUPS:
@@ -28515,14 +28513,14 @@ def dispatch(words: Sequence[str]) -> int:
     except (Failure, OSError) as error:
         warn_of_silence(error_text(error))
         raise
-    silence = warn_of_silence()
+    silence = warn_of_silence()  # prints the warnings also if the command has failed
     return status or silence
 
 
 def warn_of_silence(message: str = "") -> int:
     """Print a warning for each file system that did not answer.
 
-    `message` is an error message that the caller prints; a file system that it names needs no warning.
+    `message` is an error message that the caller prints.  A file system that `message` names needs no warning.
     Return ERROR if a file system did not answer, because its data is missing from the output; otherwise OK.
     """
     for mount, (_, name, seconds) in list(MOUNTS.silent.items()):
@@ -28581,10 +28579,9 @@ def host_of(args: Args) -> Host:
 
 
 def shared_words(args: Args, name: str, entry: Command | None) -> list[str]:
-    """Return as words the options of SHARED_OPTIONS that the user gave before the command.
+    """Return the options of SHARED_OPTIONS that the user gave before the command, as words to put after it.
 
-    The caller inserts these words after the command.  Raises Failure if the command does not have one of
-    these options.
+    Raises Failure if the command does not have one of these options.
     """
     accepted: Sequence[Opt] = (entry.options if entry else None) or ()
     if name == "whack":
@@ -28621,7 +28618,7 @@ def run_builtin(entry: Command, before: Args, words: Sequence[str]) -> int:
         return OK
 
     check_root(host_of(before), entry)
-    own = options_by_name(entry.options or ())
+    own = options_by_name(entry.options or ())  # --root may be before the command, or among `words`
     others = [option for option in GLOBAL_OPTIONS if option.key not in own]
     args = entry.parse(words, others)
     for option in others:
@@ -28644,9 +28641,9 @@ def run_program(host: Host, program: str, name: str, entry: Command | None, word
 
     `entry` is the built-in command of the same name, or None.  The program gets --config if ipsec.conf is not
     /etc/ipsec.conf, and --nssdir with the directory that pluto uses.  Each option is added only if the
-    built-in command has it and `words` does not.  Raises Failure if --root is used, or if the program can't be
-    executed, or if it might never finish reading the configuration.  Raises OSError if a file system that the
-    program needs does not answer.
+    built-in command has it and `words` does not.  Raises Failure if --root is used, if the program can't be
+    executed, or if it might never finish reading the configuration or the NSS database.  Raises OSError if a
+    file system that the program needs does not answer.
     """
     known = options_by_name((entry.options if entry else None) or ())
     given = {word.partition("=")[0] for word in words}
@@ -28658,15 +28655,24 @@ def run_program(host: Host, program: str, name: str, entry: Command | None, word
     if host.root:
         raise Failure(f"ipsec {name}: {host.root} is not a running system, so its programs are not run",
                       USAGE, f"chroot {host.root} ipsec {name}")
-    config = dict(zip(words, words[1:])).get("--config", "")
+    config = option_value(words, "--config")
     if "--config" in known or name == "addconn":
         load_part("check_configuration")(host, config)
     elif MOUNTS.that_may_hang():
         load_part("check_answers")(host, load_part("config_in_file")(host, config))
     if "--nssdir" in known:
-        values = dict(zip(words, words[1:]))
-        load_part("NssDatabase")(host, values.get("--nssdir", values.get("-d", ""))).check_program()
+        load_part("NssDatabase")(host, option_value(words, "--nssdir", "-d")).check_program()
     host.exec(program, words, env=script_env(host, program))
+
+
+def option_value(words: Sequence[str], *names: str) -> str:
+    """Return the value of the last option in `words` that has one of these names, or an empty string."""
+    value = ""
+    for word, next_word in zip(words, [*words[1:], ""]):
+        name, equals, text = word.partition("=")
+        if name in names:
+            value = text if equals else next_word
+    return value
 
 
 def script_env(host: Host, program: str) -> dict[str, str]:
@@ -28700,8 +28706,8 @@ def die_of(name: str) -> NoReturn:
 def run(words: Sequence[str]) -> int:
     """Run `ipsec` with the words of its command line, and return the exit status.
 
-    After a closed pipe, Ctrl-C or a signal to end, the process ends by a signal.  Any other exception becomes
-    a status and a line on standard error.
+    If the output pipe is closed, or after Ctrl-C or a signal to end, the process ends by a signal.  Any other
+    exception becomes a status and a line on standard error.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
@@ -28724,7 +28730,7 @@ def run(words: Sequence[str]) -> int:
         message, status = f"{error.filename or 'standard output'}: {error.strerror}", ERROR
     except MemoryError:
         message, status = "not enough memory", ERROR
-    except (Exception, RecursionError) as error:
+    except Exception as error:
         message, status = f"internal error: {type(error).__name__}{place_of(error)}; {REPORT_IT}", ERROR
 
     try:

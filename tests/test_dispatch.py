@@ -213,6 +213,15 @@ def test_words_of_another_program_s_grammar_are_left_alone(door: Door) -> None:
     assert door("foreign", "--root", "/").stdout == b"--root /\n"
 
 
+@pytest.mark.parametrize("words", [["--config", "{}"], ["--config={}"]])
+def test_no_program_gets_a_configuration_that_it_might_never_finish_reading(door: Door, words: list[str],
+                                                                            tmp_path: Path) -> None:
+    door.add("addconn", "#!/bin/sh\necho ran\n")
+    os.mkfifo(tmp_path / "fifo")
+    line = one_line(door("addconn", *[word.format(tmp_path / "fifo") for word in words]), 3)
+    assert "not a regular file" in line
+
+
 @pytest.mark.parametrize("words, status, says", [
     (["--rundir"], 2, "--rundir needs a value"),
     (["--ctlsocket"], 2, "--ctlsocket needs a value"),
