@@ -2905,7 +2905,7 @@ def shown_remark(text: str) -> str:
 
 
 class Redactor:
-    """Masks secrets in text: those passed to learn(), PEM keys, and text that a pattern takes for a secret.
+    """Masks secrets in text: those passed to learn(), PEM keys, and those that the patterns of this section find.
 
     The patterns are SECRET_PLACES, NSS_PASSWORD and REMARKS.  With `show_secrets`, nothing is masked.
     """
@@ -4032,22 +4032,22 @@ class Config:
     def _read(self, name: str, lines: Iterable[str], depth: int) -> None:
         """Read the lines of the file `name`, which is included `depth` levels deep."""
         self._section = None
-        cr_told = number = 0  # cr_told is 1 after a warning about CR LF, 2 after an error
-        line = ""
+        cr_level = ""  # how CR LF is reported for this file so far: not at all, as a "warning" or as an "error"
+        number, line = 0, ""
         for number, line in enumerate(lines, 1):
             if number == 1 and line.startswith("\ufeff"):
                 self._report_ending(name, 1, "the file begins with a byte order mark", r"1s/^\xef\xbb\xbf//", True)
                 line = line[1:]
-            if cr_told == 2 and line.endswith("\r"):
+            if cr_level == "error" and line.endswith("\r"):
                 line = line[:-1]
             text = line.lstrip(" \t")
             if not text or text[0] == "#":
                 continue
-            known = len(self.problems)
+            before = len(self.problems)
             self._content(name, number, line, text, depth)
-            if text[-1] == "\r" and cr_told < 2:
-                cr_told = self._report_cr(name, number, text, known, cr_told)
-                if cr_told == 2:  # read this line again, and the rest of the file, without CR
+            if text[-1] == "\r" and cr_level != "error":
+                cr_level = self._report_cr(name, number, text, before, cr_level)
+                if cr_level == "error":  # read this line again, and the rest of the file, without CR
                     self._remove_crs(name)
                     self._content(name, number, line[:-1], text[:-1], depth)
         if line.startswith("include") and self._included and self._ends_badly(name):
@@ -4092,21 +4092,20 @@ class Config:
             if setting.file == name:
                 setting.value = setting.value.rstrip("\r")
 
-    def _report_cr(self, name: str, number: int, text: str, known: int, told: int) -> int:
+    def _report_cr(self, name: str, number: int, text: str, before: int, level: str) -> str:
         """Report that a line of the file `name` ends in CR LF.  Libreswan reads CR as part of a word.
 
-        `known` is the number of problems before this line was read.  `told` is 1 if CR LF is already reported
-        as a warning for this file, otherwise 0.  Return how CR LF is reported for this file now: 2 as an error,
-        1 as a warning, 0 not at all.
+        `before` is the number of problems before this line was read.  `level` says how CR LF is reported for
+        this file so far: as a `warning`, or not at all (empty).  Return the new level, which may be `error`.
         """
-        errors = [problem for problem in self.problems[known:]
+        errors = [problem for problem in self.problems[before:]
                   if problem.fatal and (problem.file, problem.line) == (name, number)]
         if errors:
             self.problems.remove(errors[0])
-        elif told or " #" in text or "\t#" in text:  # a comment may end in CR
-            return told
+        elif level or " #" in text or "\t#" in text:  # a comment may end in CR
+            return level
         self._report_ending(name, number, "the line ends in CR LF", r"s/\r$//", bool(errors))
-        return 2 if errors else 1
+        return "error" if errors else "warning"
 
     def _report_ending(self, name: str, number: int, what: str, script: str, fatal: bool) -> None:
         self.problems.append(Problem(name, number, f"{what}, which libreswan reads as part of a word", fatal, script))
@@ -4879,9 +4878,10 @@ RESOLVER_FILES = ("/etc/nsswitch.conf", "/etc/hosts", "/etc/resolv.conf")
 def check_answers(host: Host, config: Config | None) -> None:
     """Raise OSError if a program of libreswan would wait for ever for a file.
 
-    A file system that the program needs does not answer, or a file of RESOLVER_FILES is a FIFO.  This function
-    accesses these files, the NSS database and the files that `config` names.  `config` is what the program
-    reads, or None if it reads standard input.  File systems that did not answer earlier count, too.
+    This is so if a file system that the program needs does not answer, or if a file of RESOLVER_FILES is a FIFO.
+    The function accesses these files, the NSS database and the files that `config` names.  `config` is the
+    configuration of the program, or None if that is on standard input.  A file system that failed to answer
+    earlier in this process counts, too.
     """
     import stat
     for path in RESOLVER_FILES:
