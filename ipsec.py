@@ -25698,14 +25698,17 @@ def summary_of(rows: Sequence[TunnelRow]) -> str:
     for row in rows:
         text = f"{row.state} that should be up" if row.fails else row.state
         counts[text] = counts.get(text, 0) + 1
-    order = list(TUNNEL_STATES)
-    texts = sorted(counts, key=lambda text: order.index(text.partition(" ")[0]))
-    return f"{count_text(len(rows), 'tunnel')}: " + ", ".join(f"{counts[text]} {text}" for text in texts)
+    texts = []
+    for state in TUNNEL_STATES:
+        for text in (state, f"{state} that should be up"):
+            if text in counts:
+                texts.append(f"{counts[text]} {text}")
+    return f"{count_text(len(rows), 'tunnel')}: {', '.join(texts)}"
 
 
 def describe_tunnel(row: TunnelRow, options: Mapping[str, str], states: Sequence[dict[str, Any]],
                     now: float) -> list[str]:
-    """Return lines with all details of one tunnel: its values, its SAs, and the connection's options."""
+    """Return lines that describe a tunnel: tunnel_details(), the tunnel's SAs, and the connection's options."""
     fields = tunnel_details(row, now)
     lines = [row.full_name]
     lines += [f"  {name:<9} {value}".rstrip() for name, value in fields if value]
@@ -25782,7 +25785,7 @@ class TunnelView:
     def lines(self, width: int) -> list[str]:
         """Read pluto's status, set `status`, and return the lines to show.
 
-        If the previous call has found tunnels, the rates are measured since that call, and changed states are
+        If the previous call found tunnels, rates are measured since that call, and changed states are
         highlighted.  Raises NoPluto or TimedOut if pluto does not answer, and Failure (UNKNOWN_NAME) for an
         unknown connection.
         """
@@ -25938,7 +25941,7 @@ if TYPE_CHECKING:
 
 
 class MeteredTunnels(Tunnels):
-    """The tunnels of a running pluto and the SAs that they have now.
+    """The tunnels of a running pluto and their present SAs.
 
     The keys of the three dicts are name and instance of a tunnel.  `sas` has serial number, bytes in and
     bytes out of each IPsec SA.  `counts` has the numbers of SAs by type (ike, child) and step (established,
@@ -25973,8 +25976,8 @@ class MeteredTunnels(Tunnels):
 class Ledger:
     """Counts the bytes of each tunnel since pluto started.
 
-    For an SA that exists, these are all its bytes.  For an SA that has ended, these are the bytes at the last
-    update before the end, so an SA that no update saw is not counted.
+    All bytes of an SA that still exists are counted.  Of an SA that has ended, the bytes at the last update
+    before its end are counted, so an SA that no update saw is not counted.
 
     A file saves the counts from one run of `ipsec metrics` to the next.  The file is ignored if pluto has
     been restarted since then.  `totals` has for each tunnel the bytes in, the bytes out, and the time of
@@ -26000,9 +26003,9 @@ class Ledger:
         rows = [line.split("\t") for line in self.host.lines(self.name)]
         if rows[:1] == [["pluto", str(self.started)]]:
             for kind, *words in rows[1:]:
-                self._take(kind, words)
+                self._read_row(kind, words)
 
-    def _take(self, kind: str, words: Sequence[str]) -> None:
+    def _read_row(self, kind: str, words: Sequence[str]) -> None:
         if kind == "ended":
             connection, instance, *numbers = words
             bytes_in, bytes_out, changed, ended_in, ended_out = map(int, numbers)
@@ -26014,11 +26017,7 @@ class Ledger:
             self._live[int(serial)] = connection, instance, bytes_in, bytes_out
 
     def update(self, tunnels: MeteredTunnels, now: int) -> None:
-        """Update the totals from the SAs that exist now.
-
-        For an SA that has ended, the bytes at the last update are counted.  A tunnel that is no longer loaded
-        in pluto has no totals.
-        """
+        """Update the totals from the SAs that exist now.  A tunnel that pluto has unloaded loses its totals."""
         live = {}
         for (connection, instance), sas in tunnels.sas.items():
             for serial, bytes_in, bytes_out in sas:
@@ -26098,7 +26097,8 @@ def certificate_expiry(host: Host) -> list[tuple[dict[str, str], int]]:
             ends[key] = max(parsed.expires, ends.get(key, parsed.expires))
     except (Failure, OSError, ValueError):
         return []
-    return [(dict(zip(("nickname", "subject", "ca"), key)), end) for key, end in ends.items()]
+    return [({"nickname": nickname, "subject": subject, "ca": is_ca}, end)
+            for (nickname, subject, is_ca), end in ends.items()]
 
 
 def xfrm_errors(host: Host) -> list[tuple[dict[str, str], int]]:
@@ -26127,7 +26127,7 @@ def property_labels(row: TunnelRow) -> dict[str, str]:
 def has_series(row: TunnelRow) -> bool:
     """Return True if the metrics have series for this row.
 
-    Return False for a shunt, and for a template, because the instances of the template have the series.
+    Shunts have none.  Templates have none either, because their instances have series.
     """
     is_template = row.peers is not None or (not row.instance and row.remote_host in ANY_PEER)
     return not is_template and row.state not in ("bypass", "block")
@@ -26350,7 +26350,7 @@ def distribution_name(host: Host) -> str:
 
 
 def pluto_summary(report: Report, diagnoser: Diagnoser) -> str:
-    """Return a line about pluto: process and start time or, without a process, the last line of its log."""
+    """Return a line about pluto's process with its start time, or else with the last line of pluto's log."""
     host = report.host
     pid = visible_pluto(host)
     line = pluto_line(host, pid)
@@ -26364,7 +26364,8 @@ def pluto_summary(report: Report, diagnoser: Diagnoser) -> str:
         last = diagnoser.log().lines[-1]
     except (OSError, Failure):
         return line
-    message = next(iter(report.log_lines([last.text])), LEFT_OUT)
+    messages = list(report.log_lines([last.text]))
+    message = messages[0] if messages else LEFT_OUT
     when = "" if last.when is None else f" of {shown_time(last.when)}"
     return printable(f"{line}; the last line of pluto's log{when}: {message}")
 
@@ -26385,8 +26386,8 @@ def no_tunnels_line(report: Report, error: Failure | OSError) -> str:
 def tunnels_summary(rows: list[TunnelRow], config: Config) -> Iterator[str]:
     """Yield a line for each of the first SUMMARY_TUNNELS connections, then the number of other connections.
 
-    Connections that should be up but are down come first, then others that are down or connecting.  If there
-    are no `rows`, yield a line that says so.  This function sorts `rows`.
+    Connections that should be up but are down come first, then others that are down or connecting.  If `rows`
+    is empty, yield a line that says so.  This function sorts `rows`.
     """
     if not rows:
         yield f"connections: pluto has none{configured_connections(config)}"
@@ -26438,9 +26439,9 @@ def failed_tunnels(diagnoser: Diagnoser, rows: Sequence[TunnelRow]) -> list[Diag
     """
     wanted = dict.fromkeys(row.name for row in rows if row.fails)
     idle = dict.fromkeys(row.name for row in rows if row.state == "idle" and row.name not in wanted)
-    causes = [diagnoser.diagnose(name) for name in [*wanted][:SUMMARY_CAUSES]]
+    causes = [diagnoser.diagnose(name) for name in list(wanted)[:SUMMARY_CAUSES]]
 
-    for name in [*idle][:SUMMARY_TUNNELS]:
+    for name in list(idle)[:SUMMARY_TUNNELS]:
         diagnosis = diagnoser.diagnose(name)
         if diagnosis.level in ("FAIL", "WARN") and diagnosis.when is not None:
             causes.append(diagnosis)
@@ -26462,7 +26463,7 @@ def why_line(diagnosis: Diagnosis) -> str:
 
 
 def firewall_summary(host: Host) -> str:
-    """Return a line with the names of at most six tables of iptables, ip6tables and nft, or with nft's error."""
+    """Return a line with at most six tables of iptables, ip6tables and nft.  If nft fails, the line has its error."""
     tables = [f"iptables {name}" for name in host.value("/proc/net/ip_tables_names").split()]
     tables += [f"ip6tables {name}" for name in host.value("/proc/net/ip6_tables_names").split()]
     if host.which("nft"):
