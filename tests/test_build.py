@@ -23,6 +23,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -750,16 +751,16 @@ def test_a_full_disk_is_named_by_its_places(monkeypatch: pytest.MonkeyPatch) -> 
 def test_packages_are_installed_again_for_another_place_or_python(tmp_path: Path,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     """A moved checkout, whose scripts name the old place, and an upgraded Python, which has another lib directory."""
-    runs: list[str] = []
+    run_pip = Mock(return_value="")
     monkeypatch.setattr(build, "VENV", tmp_path / ".venv")
-    monkeypatch.setattr(build, "run_pip", lambda *words: runs.append(words[0]) or "")
+    monkeypatch.setattr(build, "run_pip", run_pip)
     monkeypatch.setattr(build, "find_pip", lambda: (PYTHON, "/nowhere"))
 
     def installs() -> int:
         build.install("developer.txt")
-        count = runs.count("install")
-        runs.clear()
-        return count
+        verbs = [call.args[0] for call in run_pip.call_args_list]
+        run_pip.reset_mock()
+        return verbs.count("install")
 
     assert [installs(), installs()] == [1, 0]
     monkeypatch.setattr(build, "VENV", (tmp_path / ".venv").rename(tmp_path / "moved"))

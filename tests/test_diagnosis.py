@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -417,7 +418,7 @@ def test_a_log_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ipsec, "SYSLOGS", ())
     with pytest.raises(ipsec.Missing, match="log was not found"):
         read_pluto_log(host, Config(host))
-    monkeypatch.setattr(ipsec, "tail_of_file", lambda host, name: (_ for _ in ()).throw(PermissionError(13, "no")))
+    monkeypatch.setattr(ipsec, "tail_of_file", Mock(side_effect=PermissionError(13, "no")))
     with pytest.raises(PermissionError):
         read_pluto_log(host, Config(host))
 
@@ -532,12 +533,11 @@ def test_honest_where_nothing_is_known(diagnoser: Diagnoser, monkeypatch: pytest
     found = diagnoser.diagnose("office")
     assert (found.level, found.short) == ("SKIP", "cause unknown")
     assert "can't be read (Permission denied)" in found.means
-    monkeypatch.setattr(diagnoser.facts, "loaded", lambda: (_ for _ in ()).throw(PermissionError(13, "no")))
+    monkeypatch.setattr(diagnoser.facts, "loaded", Mock(side_effect=PermissionError(13, "no")))
     assert diagnoser.diagnose("office").state == "unknown"
 
     def refuse(silent: bool) -> None:
-        monkeypatch.setattr(diagnoser.facts, "loaded",
-                            lambda: (_ for _ in ()).throw(ipsec.NoPluto("no answer", silent=silent)))
+        monkeypatch.setattr(diagnoser.facts, "loaded", Mock(side_effect=ipsec.NoPluto("no answer", silent=silent)))
 
     refuse(silent=True)
     monkeypatch.setattr(diagnoser.facts, "pluto_signs", list)
@@ -603,7 +603,7 @@ def test_without_a_configuration_the_names_are_those_of_pluto(diagnoser: Diagnos
     diagnoser.facts.config = Config(diagnoser.host)
     assert diagnoser.names() == ["office"]
     assert "neither pluto nor " in diagnoser.diagnose("ofice").means
-    monkeypatch.setattr(diagnoser.facts, "loaded", lambda: (_ for _ in ()).throw(PermissionError(13, "no")))
+    monkeypatch.setattr(diagnoser.facts, "loaded", Mock(side_effect=PermissionError(13, "no")))
     monkeypatch.setattr(diagnoser.facts, "pluto_signs", lambda: ["the control socket exists"])
     with pytest.raises(ipsec.Failure, match="unknown") as caught:
         diagnoser.names()

@@ -266,7 +266,8 @@ def test_no_name_in_a_table_is_cut_at_a_hyphen() -> None:
     """Tables of names are wrapped text: a name cut at a line end would not be known any more."""
     tables = (ipsec.SHOWN_VALUES, ipsec.PLUTO_OPTION_NAMES, ipsec.COMMAND_WORDS, ipsec.RELEASE_FILES,
               ipsec.LOGGED_DAEMONS, ipsec.LOGGED_SCRIPTS, ipsec.UNIT_DIRECTIVES)
-    assert not [name for table in tables for name in table if name.startswith("-") or name.endswith("-")]
+    for table in tables:
+        assert [name for name in table if name.startswith("-") or name.endswith("-")] == []
 
 
 @pytest.mark.parametrize("line, shown", [

@@ -17,6 +17,7 @@ from pytest_subprocess import FakeProcess
 
 import ipsec
 from tests.ground.machine import alive, wait_for
+from tests.test_config import host_at
 
 
 @pytest.fixture
@@ -363,10 +364,7 @@ def test_a_spawned_program_is_left_to_itself() -> None:
 ])
 def test_the_release_on_a_disk(tmp_path: Path, files: dict[str, str], version: str | None) -> None:
     """From the script, the programs, or the list of packages, whichever is there."""
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert ipsec.Host({}, root=str(tmp_path)).libreswan_version() == version
+    assert host_at(tmp_path, files).libreswan_version() == version
 
 
 def sparse(path: Path, size: int = 8 << 30) -> None:

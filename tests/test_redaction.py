@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 import ipsec
 
+from .test_config import host_at
+
 CANARY = "cAnArY-7f3d9"
 
 #: Entries as pluto loads them, as it refuses them, and as people leave them behind, with what must still be seen.
@@ -391,13 +393,6 @@ def test_text_without_secrets_stays_as_it_is(words: list[str]) -> None:
     redactor.learn("0x0123456789abcdef")
     text = " ".join(words)
     assert redactor.clean(text) == text
-
-
-def host_at(tmp_path: Path, files: dict[str, str]) -> ipsec.Host:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    return ipsec.Host({}, root=str(tmp_path))
 
 
 def test_a_hosts_secrets_are_gathered_from_everywhere(tmp_path: Path) -> None:

@@ -584,7 +584,8 @@ def test_addconn_decides_and_the_reader_only_warns(gateway: ipsec.Host, tmp_path
                                                    capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "ipsec.conf").write_text("config setup\nconn a\n\tfrobnicate=1\n")
     assert ipsec.check_config(gateway).conns()
-    assert "frobnicate" in (warning := capsys.readouterr().err) and "addconn accepts it" in warning
+    warning = capsys.readouterr().err
+    assert "frobnicate" in warning and "addconn accepts it" in warning
     (tmp_path / "libexec/addconn").unlink()
     assert "frobnicate" in error_of(ipsec.check_config, gateway).message
     (tmp_path / "libexec/pluto").unlink()

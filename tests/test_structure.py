@@ -82,7 +82,10 @@ def local_names(function: ast.FunctionDef | ast.Lambda) -> set[str]:
             names.add(node.id)
         elif isinstance(node, ast.ExceptHandler) and node.name:
             names.add(node.name)
-    return names - {name for node in ast.walk(function) if isinstance(node, ast.Global) for name in node.names}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Global):
+            names.difference_update(node.names)
+    return names
 
 
 @pytest.mark.parametrize("source", ["ipsec.py", "build.py"])
