@@ -2745,8 +2745,8 @@ REMARKS = (r"((?:--comment|--(?:nf|u)?log-prefix|--(?:hex-)?string|STRING match|
 REMARK_HINTS = ("comment", "prefix", "/* ", "string")
 # _BYTES is a pattern for bytes in hexadecimal or base64.  It matches no address, and no name that has one of
 # the characters . : @ - or _.  Because the patterns of SECRET_PLACES ignore case, _BYTES also matches a word
-# of 12 or more letters.  Therefore _NO_BYTES excludes a pointer or a word after a blank, unless a colon or `=`
-# is before the blank, or the word has a capital letter that is not its first letter.
+# of 12 or more letters.  Therefore _NO_BYTES excludes, after a blank, a pointer and a word of small letters,
+# whose first letter may be a capital.  It excludes neither if a colon or `=` is before the blank.
 _NO_BYTES = r"(?<![:=] )(?<![:=]  )(?<= )(?:0x[0-9a-f]{1,12}\b|(?-i:[A-Z]?[a-z]+)\b)"
 _BYTES = r"(?:0x)?(?:[0-9a-f]{12,}|(?=[A-Za-z0-9+/]*[0-9A-Z])[A-Za-z0-9+/]{12,}={0,2})(?![\w.:@-])"
 # A pattern for an option of the NSS tools whose value may be a password.  A command may have several of them.
@@ -2844,9 +2844,9 @@ def is_harmless_word(word: str) -> bool:
     """Return whether a word is an ordinary word, a small number, an address, or a name like `eth0`.
 
     An ordinary word is in MIXED_CASE, or has at most 24 letters: small letters, capitals, or a capital and
-    then small letters.  A name has fewer than 12 such letters, and then up to three digits; but after a capital
-    and small letters, only one digit.  A number has fewer than six digits, unless it contains a full stop.  The
-    characters `-_.:/` do not count.
+    then small letters.  A name is such a word with fewer than 12 letters, and then up to three digits, or one
+    digit if it has a capital and then small letters.  A number has fewer than six digits, or contains a full
+    stop.  The characters `-_.:/` do not count.
     """
     word = word.strip("\"'()[]{}<>,;!?")
     if word in MIXED_CASE:
@@ -3515,8 +3515,8 @@ BARE_COMMENTS = (5, 0)  # A keyword that begins with x- is valid without a value
 # Libreswan refuses no file because of an invalid value: it ignores the keyword, or does not load the
 # connection.  Earlier releases refuse the file because of most invalid values.
 LENIENT = (5, 0)
-# Pluto, and not addconn, reads the values of many keywords of a conn.  Pluto does not load a connection with
-# an invalid value.  (From 5.0 on, pluto reads dpddelay= and dpdtimeout=.)
+# Pluto, and not addconn, reads the values of many keywords of a conn, and does not load a connection with an
+# invalid value.  It reads dpddelay= and dpdtimeout= already in 5.0.
 PLUTO_READS = (5, 3)
 NUMBER_KINDS = ("number", "0-65535", "duration", "seconds", "percent", "size")
 NUMBER_NOUNS = {"duration": "duration", "seconds": "duration", "percent": "percentage", "size": "size"}
@@ -3551,8 +3551,8 @@ class Problem(Record):
     `script` is a script for sed(1) that corrects the problem in the whole file, or empty.  `key` is the
     keyword that the problem is about, in its canonical spelling, `include` for an include line, or empty.
     `is_unread` is True if a secrets file was not read, so its contents are unknown.  `is_endless` is True if
-    the file that could not be read is a device, a FIFO, far too large, or waits for more as /proc/kmsg does,
-    so addconn would read it for ever.
+    addconn might read the file for ever: a device, a FIFO, a file that is far too large, or one that waits for
+    more data, such as /proc/kmsg.
     """
 
     file: str
