@@ -14770,14 +14770,14 @@ def shown_arguments(words: Sequence[str]) -> str:
     """
     if not words:
         return ""
-    is_shown = len(words) == 3 and words[1][:1] == "(" and words[1][1:].isdecimal() and words[2].startswith("argument")
-    if is_shown:
-        return " ".join(words[:2]) + f" {count_text(int(words[1][1:]), 'argument').partition(' ')[2]})"
     place = program_place(words)
     if place < 0:
         name, equals, _ = words[0].partition("=")  # NAME=VALUE before a command is a variable of a shell
         shown_word = f"{name}={LEFT_OUT}" if equals else name
-        return f"{shown_word} ({count_text(len(words) - 1, 'argument')})"
+        count = len(words) - 1
+        if count == 2 and words[1].startswith("(") and words[1][1:].isdecimal() and words[2].startswith("argument"):
+            count = int(words[1][1:])  # the words come from a report: `NAME (3 arguments)`
+        return f"{shown_word} ({count_text(count, 'argument')})"
 
     options = PLUTO_OPTION_NAMES.union(row[0].partition("=")[0] for row in table_rows(WHACK_OPTIONS))
     shown = [*words[:place + 1]]
@@ -14933,9 +14933,8 @@ def shown_script_line(line: str) -> str:
 def shown_syslog_line(line: str) -> str:
     """Return the shown text for a line of the configuration of rsyslog or syslog-ng.
 
-    For a selector, the text is the selector and its target.  For an include line and some other directives,
-    the text is the first two words.  For any other line, the text is the first word, which ends before `(` or
-    `{`, and then LEFT_OUT.  LEFT_OUT also replaces the first word if shown_name() does not allow it.
+    A selector with a harmless target is shown whole.  Of an include line and a few other directives, the first
+    two words are shown.  Of any other line, only the first word is shown, and only if shown_name() allows it.
     """
     words = line.split()
     first = words[0]
@@ -15147,8 +15146,8 @@ def joined_pieces(lines: Iterable[str]) -> Iterator[str]:
 def is_cut(text: str) -> bool:
     """Return whether the end of an addconn message may be missing.
 
-    That is so if a quote is open, if the message begins with the name of a file (`"/...`, also after
-    `ERROR `), or if the message is empty, `ERROR `, or a beginning of `ERROR `.
+    The end may be missing if a quote is open, or if the message begins with the name of a file (`"/...`).
+    `ERROR ` before that name is ignored.  The end is also missing if the text is empty or a part of `ERROR `.
     """
     text = text.removeprefix("ERROR ")
     return text.count('"') % 2 > 0 or text.startswith('"/') or "ERROR ".startswith(text)
@@ -15176,9 +15175,9 @@ HOST = r"[0-9a-fA-F.:/]*[.:][0-9a-fA-F.:/-]*|[\w-]+(?:\.[\w-]+)+"
 
 
 class PlutoWords:
-    """The words of which the messages of the installed pluto consist.
+    """The known words: those that the messages of the installed pluto consist of.
 
-    These are the words in pluto's executable, in addconn, in NSS and in the errors of the C library, and the names and
+    They are the words in pluto's executable, in addconn, in NSS and in the errors of the C library, and the names and
     values in ipsec.conf.  Any other word in pluto's log comes from a human, a script or a peer, so it may be a secret.
     Without `host` and `config`, no words are known.
     """
@@ -15251,8 +15250,11 @@ class PlutoWords:
         return word if is_piece else REDACTED  # pluto can cut a word of addconn's output
 
     def _knows(self, word: str) -> bool:
-        """Return whether a word of a message is known, is a number, an address or the name of a host or interface,
-        or consists of such parts."""
+        """Return whether a word of a message needs no mask.
+
+        That is a known word, a number, an address, a harmless path, the name of a host or interface, or a word
+        that consists of such parts.
+        """
         import re
         head, at, tail = word.rpartition("@")
         matches_number, is_host = self._number.fullmatch, self._host_name.fullmatch
@@ -15321,9 +15323,8 @@ class LogFilter:
     def lines(self, lines: Iterable[str], *, shared: bool = False) -> Iterator[str]:
         """Yield the selected lines as a report shows them.
 
-        With `shared`, other programs write to the log too, so lines without the name of a program are left out.
-        Without `shared`, such lines are passed to without_program(), because pluto's own log file (logfile=)
-        has only lines without the name of a program.
+        `shared` is true if other programs write to the log too.  Then lines that name no program are left out.
+        Pluto's own log file (logfile=) is not shared.  Its lines name no program, so without_program() shows them.
         """
         for line in joined_pieces(lines):
             program, start = self.program_of(line)
@@ -15344,8 +15345,8 @@ class LogFilter:
     def program_of(self, line: str) -> tuple[str, int]:
         """Return the name of the program that wrote the line, and the column at which its message starts.
 
-        The name is empty if the line has neither a time nor a program with its PID, and `?` if it has a time but
-        the name is not found.
+        If the line has no time, only a name with a PID is found (`pluto[7]: `); without one, the name is empty.
+        If the line has a time, but no name is found, the name is `?`.
         """
         time_match = self.time.match(line)
         if not time_match or not line[time_match.end():].strip(" 0123456789"):
@@ -15387,9 +15388,9 @@ class LogFilter:
     def without_bytes(self, line: str) -> str:
         """Return the line with `[redacted N bytes]` in place of dumped bytes and the rest of the line.
 
-        In a debug line without dumped bytes, long hexadecimal numbers and words in base64 are masked.  Output of
-        an updown script is passed to shown_output().  Opaque words are masked in a text that speaks of a
-        secret (_without_opaque).  The log prefix of a firewall rule is masked by without_log_prefix().
+        Output of an updown script and the log prefix of a firewall rule are masked too, and so are opaque words
+        in a text that speaks of a secret.  In a debug line (`| ...`) without dumped bytes, long hexadecimal
+        numbers and words in base64 are masked.
         """
         line = self.grouped_bytes.sub(REDACTED, without_log_prefix(line))
         head, bar, text = line.partition("| ")
@@ -15466,8 +15467,10 @@ class AnyText(LogFilter):
         self.remark = re.compile(r"(?<=\s)#(?! handle \d|\d|\[)\s?[^\s\d].*")
 
     def without_program(self, line: str) -> str | None:
-        """Return the line as the report shows lines of its kind.  In a line of no known kind, mask dumped bytes, words
-        that look like random characters, and a comment."""
+        """Return the shown text for a line that is not of a log.
+
+        In a line of no known kind, mask dumped bytes, words that look like random characters, and a comment.
+        """
         if self.is_remark(line):
             return f"{indent_of(line)}# [comment]"
         if line[:1] not in (" ", "\t", ""):
@@ -15816,8 +15819,8 @@ class Worker:
     def deliver(self, timeout: float, write: Callable[[str], None]) -> str:
         """Write the text of the section as it arrives, and return the outcome.
 
-        All waits for text together last at most `timeout` seconds.  If no text has arrived when this method
-        is called, the time since the start of the section counts too.
+        `timeout` limits the seconds that this method waits for text, all waits together.  If no text has arrived
+        before the call, the time since the start of the section counts as a wait.
         """
         import codecs
         import select
@@ -16114,8 +16117,8 @@ def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outc
 def missing_rights(host: Host, sections: Sequence[str]) -> str:
     """Return a text that says how many sections the system denied, and how to get the missing rights.
 
-    `sections` has the names of the denied sections.  If this process is root and lacks none of the
-    capabilities, the text lists these names instead.
+    `sections` has the names of the denied sections.  If root lacks no capability here, it is unknown how to get
+    the rights, and the text lists the names.
     """
     count = count_text(len(sections), "section")
     verb = "needs" if len(sections) == 1 else "need"
@@ -16201,9 +16204,7 @@ NFT_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6
 def nft_ruleset(report: Report) -> Iterator[str]:
     """Yield the ruleset of nftables as nft prints it.  On a host without nft, yield the kernel's own form.
 
-    Raises Failure if nft fails.  Without nft, raises Failure if pyroute2 is missing or can't decode the
-    answer, or if the rules change while the kernel lists them, and OSError (such as PermissionError) if the
-    kernel refuses the request.
+    Raises Failure if the rules can't be listed.  Without nft, raises OSError if the kernel refuses the request.
     """
     if report.host.which("nft"):
         yield from program_output("nft", "list", "ruleset")(report)
@@ -16542,7 +16543,7 @@ class NftReader:
             self.sets[self.set] += [word for word in words[2:] if word not in ("{", "}")]
         elif self.sets[self.set]:
             self.sets[self.set] += [word for word in words if word != "}"]
-        elif not SET_STATEMENTS.isdisjoint(part for word in words for part in word.split(",")):
+        elif not SET_STATEMENTS.isdisjoint(",".join(words).split(",")):
             del self.sets[self.set]
 
     def _insert(self) -> str:
@@ -16589,8 +16590,8 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
     text = with_reverse_path(text)
     # Conditions of these kinds are not evaluated: joined fields (`.`), masked bits (`&`, `|`), addresses of a
     # conntrack entry (`ct original`, `ct reply`), and the result of a route lookup (`fib`).
-    is_joined = (not {".", "&", "|", "original", "reply"}.isdisjoint(text)
-                 or ("fib" in text and "type" not in text))
+    is_unknown = (not {".", "&", "|", "original", "reply"}.isdisjoint(text)
+                  or ("fib" in text and "type" not in text))
     words = RuleWords(text)
     while words:
         word = words.take()
@@ -16610,9 +16611,9 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
             yield [*conditions, UNKNOWN_CONDITION], "?"
             return
 
-        field = "" if is_joined else nft_field(word, words)
+        field = "" if is_unknown else nft_field(word, words)
         if not field:
-            is_joined = is_joined or word == "ipsec"  # `ipsec in ip saddr` tests an address of the SA
+            is_unknown = is_unknown or word == "ipsec"  # `ipsec in ip saddr` tests an address of the SA
             conditions.append(UNKNOWN_CONDITION)
             continue
         negated = words.skip("!=", "!")
@@ -16623,9 +16624,9 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
 
 
 def with_reverse_path(text: Sequence[str]) -> Sequence[str]:
-    """Return the words of a rule, with `reverse-path` in place of the first words that are in REVERSE_PATHS.
+    """Return the words of a rule, with the word `reverse-path` in place of a reverse path filter (REVERSE_PATHS).
 
-    If the rule has no such words, return its words unchanged.
+    If the rule has no such filter, return its words unchanged.
     """
     for path in REVERSE_PATHS:
         for start in range(len(text) - len(path)):
@@ -16775,11 +16776,10 @@ def value_fits(field: str, mine: str, wanted: str) -> bool | None:
 
 
 def reqid_fits(mine: str, wanted: str) -> bool | None:
-    """Return whether the reqid `mine` is in the range `wanted` (`16385-20000` or `7`).
+    """Return whether the reqid `mine` is in the range `wanted` (`16385-20000` or `7`), or None if unknown.
 
-    Return None if this is unknown.  `mine` is empty if pluto chooses the reqid.  The first reqid that pluto
-    chooses for ESP is MANUAL_REQID_MAX + 2.  A range that contains this number is assumed to contain every
-    reqid that pluto chooses.
+    `mine` is empty if pluto chooses the reqid.  For ESP, pluto's numbers begin at MANUAL_REQID_MAX + 2.  A range
+    that contains this first number is assumed to contain all numbers that pluto chooses.
     """
     first, dash, last = wanted.partition("-")
     last = last or first
@@ -16848,8 +16848,8 @@ def target_result(target: str, packet: Mapping[str, str]) -> str:
     """Return what a target that is not a chain does with a packet.
 
     The result is a value of RULE_TARGETS, or empty if the target has no effect.  SNAT to an address in the
-    packet's source network counts as accept.  If the field `masquerade` of the packet is set, it is the
-    source address that masquerading gives to the packet.
+    packet's source network counts as accept.  The new source address of a masqueraded packet is its field
+    `masquerade`, if known.
     """
     kind, _, source = target.lower().partition(" ")
     result = RULE_TARGETS.get(kind, "")
@@ -16883,13 +16883,12 @@ def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
 
 
 def nft_tables(host: Host, text: str, wrapped: Mapping[str, str], timeout: float) -> Iterator[Table]:
-    """Yield the tables in `text`, which is the output of `nft list ruleset`.
+    """Yield the tables in `text`, which is the output of `nft list ruleset`.  NftReader explains `wrapped`.
 
-    A table of xt_tables() comes from iptables-nft-save or ip6tables-nft-save instead, if the program is
-    installed and can read the table.  nft prints some conditions of iptables only by name (`xt match policy`).
-    nft 0.9.8 even leaves out `-m policy --pol none`, and prints `! --dport 500:4500` without the `!`.  Raises
-    Failure if such a program fails, and OSError if the kernel does not list the rules.  NftReader explains
-    `wrapped`.
+    A table that iptables made (xt_tables()) is read from the output of iptables-nft-save or ip6tables-nft-save,
+    if possible.  nft prints some conditions of iptables only by name (`xt match policy`).  nft 0.9.8 even leaves
+    out `-m policy --pol none`, and prints `! --dport 500:4500` without the `!`.  Raises Failure if a program
+    fails, and OSError if the kernel does not list the rules.
     """
     saved: dict[str, str] = {}  # the output of the programs, by family
     reader = NftReader(wrapped)
@@ -16928,9 +16927,8 @@ def filter_programs(host: Host) -> list[list[str]]:
     """Return the commands that print the firewall tables of this network namespace.
 
     nft does not print the tables of iptables-legacy, so these tables need a command of their own.  Raises
-    Missing if no installed program can print a table of nf_tables, or if /proc is not mounted.  Raises
-    OSError if the kernel refuses to list the tables, or if this process is not root and the kernel has
-    iptables-legacy.
+    Missing if a table can only be printed by nft, and nft is not installed.  Also raises Missing if /proc is
+    not mounted, and OSError if the kernel refuses to list the tables: those of iptables-legacy need root.
     """
     programs = []
     known = nf_tables_names(host)
@@ -17141,8 +17139,7 @@ def journal_lines(host: Host, argv: Sequence[str], timeout: float) -> list[str]:
 
 
 def log_sources(host: Host, config: Config, timeout: float) -> Iterator[tuple[str, Callable[[], list[str]]]]:
-    """Yield the name of each file or command that may have pluto's log, with a function that returns the last
-    lines from there."""
+    """Yield the files and commands that may have pluto's log: a name, and a function that returns the last lines."""
     logfile = config.setup("logfile")
     if logfile:
         yield logfile, lambda: tail_of_file(host, logfile)
@@ -17168,9 +17165,9 @@ def syslog_lines(host: Host, name: str) -> list[str]:
 
 # An attempt that has only these causes still runs, so the cause of an earlier attempt is reported instead
 PENDING_CAUSES = frozenset(("half-open", "waiting"))
-# Sets of causes that say little.  Attempt.clues tries the sets in this order: it leaves out the clues with a
-# cause in the set, and stops at the first set after which any clue is left.  `peer-busy` says little because the
-# peer can answer TEMPORARY_FAILURE to requests for a Child SA that follow a failure for another cause.
+# Sets of causes that say little.  Attempt.clues leaves out the clues of the first set.  If no clue is left, it
+# leaves out those of the next set instead, and so on.  `peer-busy` says little: after a failure for another
+# cause, the peer can answer TEMPORARY_FAILURE to later requests for a Child SA.
 LITTLE_KNOWN = (PENDING_CAUSES | {"peer-busy"}, PENDING_CAUSES, frozenset[str]())
 # An address is requested only once for each IKE SA, so these causes count for all later requests of this SA.
 LASTING_CAUSES = ("pool", "mode-config")
@@ -17231,8 +17228,8 @@ CAUSE_OF_TEXT: dict[tuple[str, bool], Cause | None] = {}  # a cache of cause_of(
 def cause_of(text: str, *, ike_up: bool = False) -> Cause | None:
     """Return the first cause in the table with a pattern that matches a line of pluto's log, or None.
 
-    `ike_up` is true if pluto logged the line after the IKE SA was up.  Then patterns that begin with `[1]`
-    are ignored, otherwise those that begin with `[2]`.
+    `ike_up` is true if pluto logged the line after the IKE SA was up.  If true, patterns that begin with `[1]`
+    are ignored.  If false, patterns that begin with `[2]` are ignored.
     """
     key = text, ike_up
     if key not in CAUSE_OF_TEXT:
@@ -17251,11 +17248,11 @@ class Clue(Record):
 class Attempt:
     """One attempt to bring a connection up: the lines of the log from one start of IKE to the next.
 
-    `first` and `last` are the first and the last of these lines.  `from_peer`: the peer started the attempt.
-    `ike_up`: the IKE SA was established.  `rounds` has a list of clues for each attempt to set up a Child SA
-    since a Child SA was last established.  `ended` is `up` after a Child SA was established, `taken down`
-    after this host took the connection down, and empty before both.  `was_up` becomes true when a Child SA is
-    established, and stays true.
+    - `first`, `last`: the first and the last of these lines
+    - `from_peer`: whether the peer started the attempt
+    - `ike_up`, `was_up`: whether the IKE SA, and any Child SA, was established
+    - `ended`: `up` after a Child SA was established, `taken down` after this host took the connection down, else empty
+    - `rounds`: a list of clues for each request for a Child SA since a Child SA was last established
     """
 
     def __init__(self, first: LogLine, *, from_peer: bool = False) -> None:
@@ -17299,10 +17296,9 @@ class Attempt:
 
     @property
     def clues(self) -> list[Clue]:
-        """The clues of the last two attempts to set up a Child SA that have clues, and earlier clues of
-        LASTING_CAUSES.
+        """The clues of the last two rounds that have clues, and earlier clues of LASTING_CAUSES.
 
-        They are in the order of the table of causes.  Clues that say little (LITTLE_KNOWN) are left out if
+        The clues have the order of the table of causes.  Clues that say little (LITTLE_KNOWN) are left out if
         there are others.
         """
         rounds: list[list[Clue]] = []
@@ -17311,9 +17307,12 @@ class Attempt:
             rounds = [clues for clues in rounds if clues]
             if rounds:
                 break
-        lasting = [clue for clues in rounds[:-2] for clue in clues if clue.cause.name in LASTING_CAUSES]
-        clues: list[Clue] = sum(rounds[-2:], lasting)
-        return sorted(clues, key=lambda clue: load_part("CAUSES").index(clue.cause))
+        selected: list[Clue] = []
+        for clues in rounds[:-2]:
+            selected += [clue for clue in clues if clue.cause.name in LASTING_CAUSES]
+        for clues in rounds[-2:]:
+            selected += clues
+        return sorted(selected, key=lambda clue: load_part("CAUSES").index(clue.cause))
 
 
 def split_log_text(text: str) -> tuple[str, str, str]:
@@ -17344,8 +17343,7 @@ def belongs_to(conn: str, name: str) -> bool:
 
 
 def names_address(text: str, peers: Collection[str]) -> bool:
-    """Return whether a line that names no connection is about a packet from or to one of the addresses in
-    `peers`.
+    """Return whether a line that names no connection is about a packet from or to an address in `peers`.
 
     If `peers` has `%any`, every line about a received packet (`packet from`) counts.
     """

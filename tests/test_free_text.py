@@ -364,3 +364,8 @@ def test_bytes_in_every_form_are_masked(data: str) -> None:
 ])
 def test_redact_knows_lines_by_their_form(lines: list[str], shown: list[str] | None) -> None:
     assert list(ipsec.AnyText().lines(lines)) == (lines if shown is None else shown)
+
+
+def test_a_variable_before_a_count_of_arguments_is_masked() -> None:
+    """A value of a shell variable is masked also if the line looks like the result of shown_arguments()."""
+    assert ipsec.shown_arguments(["PASSWORD=hunter2", "(3", "arguments)"]) == "PASSWORD=[redacted] (3 arguments)"
