@@ -149,9 +149,10 @@ def test_no_third_party_file_is_edited(routing: Path) -> None:
 def loaded_from(archive: Path, names: list[str]) -> set[str]:
     """The files of the archive that some interpreter loads when it imports these modules from it."""
     words = ["-ISBc", build.TRACE, f"{archive}/site-packages", *names]
-    found = {name for python in build.interpreters().values()
-             for name in run(python, *words, check=True).stdout.split()}
-    return {name.partition(f"{archive.name}/")[2] for name in found if f"{archive.name}/" in name}
+    paths: set[str] = set()
+    for python in build.interpreters().values():
+        paths.update(run(python, *words, check=True).stdout.split())
+    return {path.partition(f"{archive.name}/")[2] for path in paths if f"{archive.name}/" in path}
 
 
 def test_only_what_can_be_imported_is_embedded(routing: Path, pyz: Path) -> None:

@@ -343,18 +343,18 @@ def test_values_are_of_their_kind(kind: str, good: str, bad: str) -> None:
 ])
 def test_the_installed_release_decides(line: str, verdicts: str) -> None:
     """Which releases take a line, ignore it with a warning, or refuse the file (seen with 4.3, 4.10 and 5.2)."""
-    found = []
+    outcomes = []
     for release in ("", "3.29", "4.3", "4.10", "5.2", "5.4"):
         host = ipsec.Host({})
         host.version = release or None
         config = ipsec.Config(host, "c", f"conn a\n\t{line}\n")
         if not config.problems:
-            found.append("accept")
+            outcomes.append("accept")
         elif any(problem.fatal for problem in config.problems):
-            found.append("refuse")
+            outcomes.append("refuse")
         else:
-            found.append("ignore")
-    assert " ".join(found) == verdicts
+            outcomes.append("ignore")
+    assert " ".join(outcomes) == verdicts
 
 
 @pytest.mark.parametrize("release, line, outcome", [
@@ -365,9 +365,9 @@ def test_an_invalid_value_in_libreswan_5(release: str, line: str, outcome: str) 
     """pluto 5.2 refuses a connection with an invalid dpddelay=, and 5.4 (extract.c) with most invalid values."""
     host = ipsec.Host({})
     host.version = release
-    found = ipsec.Config(host, "c", f"config setup\n\tlogtime=maybe\nconn a\n\t{line}\n").problems
+    problems = ipsec.Config(host, "c", f"config setup\n\tlogtime=maybe\nconn a\n\t{line}\n").problems
     outcomes = ["and is ignored", outcome] if line else ["and is ignored"]
-    assert [problem.text.rpartition(", ")[2] for problem in found] == outcomes
+    assert [problem.text.rpartition(", ")[2] for problem in problems] == outcomes
 
 
 @pytest.mark.parametrize("line", ["leftinterface-ip=192.0.2.9/24", "labeled-ipsec=banana"])

@@ -479,14 +479,14 @@ def test_a_diagnosis_has_cause_evidence_and_no_secret(diagnoser: Diagnoser) -> N
     set_log(diagnoser, '"office" #1: initiating IKEv2 connection',
             '"office" #1: IKE SA authentication request rejected by peer: AUTHENTICATION_FAILED for '
             "SwordfishForTheOffice\x1b[0m")
-    found = diagnoser.diagnose("office")
-    assert (found.state, found.level, found.cause, found.short) == (
+    diagnosis = diagnoser.diagnose("office")
+    assert (diagnosis.state, diagnosis.level, diagnosis.cause, diagnosis.short) == (
         "down", "FAIL", "auth-refused", "peer refuses authentication")
-    assert "another pre-shared key (PSK)" in found.means  # narrowed down by authby=
-    text = "\n".join(explained_lines(found))
+    assert "another pre-shared key (PSK)" in diagnosis.means  # narrowed down by authby=
+    text = "\n".join(explained_lines(diagnosis))
     assert "AUTHENTICATION_FAILED" in text and "tried: once" in text
     assert "Swordfish" not in text and "\x1b" not in text
-    assert len(diagnosis_lines(found)) == 2
+    assert len(diagnosis_lines(diagnosis)) == 2
 
 
 def test_a_connection_with_both_methods_names_both(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,8 +502,9 @@ def test_what_this_host_shows_stands_in_where_the_log_has_no_reason(diagnoser: D
     set_log(diagnoser, '"office" #1: initiating IKEv2 connection', '"office" #1: encountered fatal error in state I1')
     missing = Finding("certificates", "x", "FAIL", "NO KEY", 'the database has no private key for "gw"', "ipsec import")
     monkeypatch.setattr(diagnoser, "_findings", lambda names, conn: [missing] if "certificates" in names else [])
-    found = diagnoser.diagnose("office")
-    assert found.cause == "certificates" and "no private key" in found.means and found.command == "ipsec import"
+    diagnosis = diagnoser.diagnose("office")
+    assert (diagnosis.cause, diagnosis.command) == ("certificates", "ipsec import")
+    assert "no private key" in diagnosis.means
     set_log(diagnoser)
     monkeypatch.setattr(diagnoser, "_findings", lambda names, conn: [
         Finding("firewall", "x", "FAIL", "BLOCKED", "UDP 500 from anywhere is dropped", "nft ...")])
@@ -530,9 +531,9 @@ def test_honest_where_nothing_is_known(diagnoser: Diagnoser, monkeypatch: pytest
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(diagnoser, "log", deny)
-    found = diagnoser.diagnose("office")
-    assert (found.level, found.short) == ("SKIP", "cause unknown")
-    assert "can't be read (Permission denied)" in found.means
+    diagnosis = diagnoser.diagnose("office")
+    assert (diagnosis.level, diagnosis.short) == ("SKIP", "cause unknown")
+    assert "can't be read (Permission denied)" in diagnosis.means
     monkeypatch.setattr(diagnoser.facts, "loaded", Mock(side_effect=PermissionError(13, "no")))
     assert diagnoser.diagnose("office").state == "unknown"
 
@@ -541,14 +542,14 @@ def test_honest_where_nothing_is_known(diagnoser: Diagnoser, monkeypatch: pytest
 
     refuse(silent=True)
     monkeypatch.setattr(diagnoser.facts, "pluto_signs", list)
-    found = diagnoser.diagnose("office")
-    assert found.cause == "pluto-down" and found.command in ("ipsec start", "apt-get install libreswan")
+    diagnosis = diagnoser.diagnose("office")
+    assert diagnosis.cause == "pluto-down" and diagnosis.command in ("ipsec start", "apt-get install libreswan")
     monkeypatch.setattr(diagnoser.facts, "pluto_signs", lambda: ["UDP port 500 is in use"])
-    found = diagnoser.diagnose("office")
-    assert (found.level, found.state) == ("SKIP", "unknown") and "UDP port 500 is in use" in found.means
+    diagnosis = diagnoser.diagnose("office")
+    assert (diagnosis.level, diagnosis.state) == ("SKIP", "unknown") and "UDP port 500 is in use" in diagnosis.means
     refuse(silent=False)
-    found = diagnoser.diagnose("office")
-    assert (found.level, found.state) == ("SKIP", "unknown") and "no answer" in found.means
+    diagnosis = diagnoser.diagnose("office")
+    assert (diagnosis.level, diagnosis.state) == ("SKIP", "unknown") and "no answer" in diagnosis.means
 
 
 def test_an_ike_sa_without_an_ipsec_sa(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,8 +560,8 @@ def test_an_ike_sa_without_an_ipsec_sa(diagnoser: Diagnoser, monkeypatch: pytest
     set_log(diagnoser)
     assert diagnoser.diagnose("office").short == "not tried"
     set_log(diagnoser, *up)
-    found = diagnoser.diagnose("office")
-    assert "no request for an IPsec SA after that" in found.means and found.short == "cause unknown"
+    diagnosis = diagnoser.diagnose("office")
+    assert "no request for an IPsec SA after that" in diagnosis.means and diagnosis.short == "cause unknown"
     set_log(diagnoser, *up, '"office" #1: received Delete SA payload: self-deleting ISAKMP State #1')
     assert "failed at the peer" in diagnoser.diagnose("office").means
     set_log(diagnoser, *up, '"office" #2: IPsec SA established tunnel mode',
@@ -576,12 +577,13 @@ def test_an_ike_sa_without_an_ipsec_sa(diagnoser: Diagnoser, monkeypatch: pytest
 def test_a_connection_that_is_not_loaded(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch) -> None:
     set_log(diagnoser)
     assert "auto= is ignore" in diagnoser.diagnose("spare").means
-    found = diagnoser.diagnose("ofice")
-    assert found.check == "the spelling of the name (did you mean office?)" and "neither pluto nor " in found.means
+    diagnosis = diagnoser.diagnose("ofice")
+    assert diagnosis.check == "the spelling of the name (did you mean office?)"
+    assert "neither pluto nor " in diagnosis.means
     monkeypatch.setattr(diagnoser.facts, "loaded", dict)
     set_log(diagnoser, "\"office\": failed to add connection: left certificate 'gw' is expired or not yet valid")
-    found = diagnoser.diagnose("office")
-    assert found.state == "not loaded" and "expired" in found.means and found.command == "ipsec add office"
+    diagnosis = diagnoser.diagnose("office")
+    assert diagnosis.state == "not loaded" and "expired" in diagnosis.means and diagnosis.command == "ipsec add office"
 
 
 def test_names_are_those_that_pluto_has_or_should_have(diagnoser: Diagnoser, tmp_path: Path,
@@ -632,8 +634,8 @@ def test_the_address_of_this_host_is_not_taken_for_the_peer(diagnoser: Diagnoser
 def test_a_peer_that_asks_from_another_address(diagnoser: Diagnoser) -> None:
     set_log(diagnoser, "packet from 203.0.113.77:500: ISAKMP_v2_IKE_SA_INIT message received on 192.0.2.1:500 but no "
             "suitable connection found with IKEv2 policy")
-    found = diagnoser.diagnose("office")
-    assert found.cause == "unknown-peer" and "203.0.113.77" in found.means and PEER in found.means
+    diagnosis = diagnoser.diagnose("office")
+    assert diagnosis.cause == "unknown-peer" and "203.0.113.77" in diagnosis.means and PEER in diagnosis.means
 
 
 def test_waiting_for_a_client_or_a_packet_is_fine(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -652,16 +654,16 @@ def test_traffic_of_a_tunnel_that_is_up(diagnoser: Diagnoser, monkeypatch: pytes
     monkeypatch.setattr(diagnoser.facts, "loaded", lambda: {"office": [entry(up=True, child_sa=2)]})
     monkeypatch.setattr(ipsec, "exact_traffic", lambda host, timeout: {
         2: {"bytes_in": came, "bytes_out": went, "added": 1700000000}})
-    found = diagnoser.diagnose("office")
-    assert found.state == "up" and found.level == level
+    diagnosis = diagnoser.diagnose("office")
+    assert diagnosis.state == "up" and diagnosis.level == level
 
 
 def test_nat_before_the_tunnel_is_said_to_be_in_clear(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnoser.facts, "loaded", lambda: {"office": [entry(up=True, child_sa=2)]})
     monkeypatch.setattr(ipsec, "exact_traffic", lambda host, timeout: {})
     monkeypatch.setattr(diagnoser, "_in_clear", lambda name: ("packets leave in clear", "iptables ..."))
-    found = diagnoser.diagnose("office")
-    assert found.level == "FAIL" and "in clear" in found.means
+    diagnosis = diagnoser.diagnose("office")
+    assert diagnosis.level == "FAIL" and "in clear" in diagnosis.means
 
 
 @pytest.mark.parametrize(("fate", "cause", "words"), [

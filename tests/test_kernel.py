@@ -377,8 +377,8 @@ def state(reqid: int, spi: int = 1, protocol: str = "esp", destination: str = "1
 
 
 def asked(*protocols: str, optional: bool = False) -> ipsec.Policy:
-    return policy(templates=tuple(ipsec.Template("192.0.2.1", "192.0.2.2", each, 0, 7, "tunnel", optional)
-                                  for each in protocols))
+    return policy(templates=tuple(ipsec.Template("192.0.2.1", "192.0.2.2", protocol, 0, 7, "tunnel", optional)
+                                  for protocol in protocols))
 
 
 @pytest.mark.parametrize("fate, found, states", [

@@ -549,8 +549,9 @@ def test_nssdir_of_the_configuration_is_where_the_database_is(tmp_path: Path) ->
     assert NssDatabase(host, "/second").directory == "/second"
     assert NssDatabase(Host({"IPSEC_NSSDIR": "/given"}, root=str(tmp_path))).directory == "/given"
     assert NssDatabase(Host({}, root=str(tmp_path), nssdir="/given")).directory == "/given"
-    with pytest.raises(Failure, match="/etc/pluto/nss"):  # it may be misspelt
-        NssDatabase(host).make_directory()
+    NssDatabase(host).make_directory()  # makes no directory of the configuration, whose name may be misspelt
+    with pytest.raises(Failure, match="/etc/pluto/nss"):
+        NssDatabase(host).lock()
     assert not (tmp_path / "etc/pluto").exists()
 
 
@@ -603,8 +604,8 @@ def test_a_missing_default_directory_is_made_for_root_alone(tmp_path: Path, monk
     assert os.listdir(tmp_path) == []
     for _ in range(2):
         NssDatabase(host).make_directory()
-    made = default, f"{tmp_path}/lib/ipsec", f"{tmp_path}/lib"
-    assert [os.stat(name).st_mode & 0o777 for name in made] == [0o700] * 3
+    directories = default, f"{tmp_path}/lib/ipsec", f"{tmp_path}/lib"
+    assert [os.stat(name).st_mode & 0o777 for name in directories] == [0o700] * 3
     named = Host({"IPSEC_NSSDIR": str(tmp_path / "named")})
     NssDatabase(named).make_directory()
     assert not (tmp_path / "named").exists()

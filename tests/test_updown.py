@@ -54,8 +54,11 @@ def test_the_status_is_that_of_the_last_step(below: Path, monkeypatch: pytest.Mo
 ])
 def test_several_verbs_at_once(below: Path, verb: str, env: dict[str, str], steps: str) -> None:
     """5.4 with updown-config=async (updown.c)."""
-    made = updown(below, **{"PLUTO_ME": "192.0.2.1", **env})
-    assert made.steps(verb) == [step for word in steps.split() for step in made.steps(word)]
+    script = updown(below, **{"PLUTO_ME": "192.0.2.1", **env})
+    expected = []
+    for single_verb in steps.split():
+        expected += script.steps(single_verb)
+    assert script.steps(verb) == expected
     with pytest.raises(ipsec.Failure, match="unknown verb"):
         updown(below).run("up-sideways")
 
@@ -98,8 +101,8 @@ def test_an_unknown_resolver_is_an_error(below: Path, capsys: pytest.CaptureFixt
 def test_the_defaults_are_read_and_never_run(below: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (below / "etc/default/pluto_updown").write_text(
         "# ours\nexport IPRARGS='table 77'\nROUTE=\"yes\"\nif [ -e /x ]; then touch /run/pwned; fi\n")
-    made = updown(below)
-    assert (made.words, made.routed) == ("table 77", "yes")
+    script = updown(below)
+    assert (script.words, script.routed) == ("table 77", "yes")
     assert "/etc/default/pluto_updown: only NAME=value lines have an effect" in capsys.readouterr().err
 
 
@@ -352,9 +355,9 @@ def test_a_vti_interface(below: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert changed(below, "prepare-client", {**env, "CONNMARK_IN": ""}, network) == []
     assert "no mark was configured" in capsys.readouterr().out
     conf.joinpath("new").rename(conf / "vti9x")
-    made = ipsec.Host({**env, "VTI_IFACE": "vti9x"}, root=str(below))
-    made.isdir = lambda name: False  # type: ignore[method-assign]
-    assert ipsec.Updown(made, network).interface(True) == 0
+    host = ipsec.Host({**env, "VTI_IFACE": "vti9x"}, root=str(below))
+    host.isdir = lambda name: False  # type: ignore[method-assign]
+    assert ipsec.Updown(host, network).interface(True) == 0
     assert network.said == ["tunnel add vti9x local 192.0.2.1 remote 192.0.2.2 ikey 21 okey 22",
                             "addr add 10.66.0.1/30 dev vti9x scope 0", "link set vti9x up"]
     assert (conf / "vti9x/rp_filter").read_text() == "0\n"
@@ -497,5 +500,5 @@ def test_the_release_that_calls(below: Path, env: dict[str, str], installed: str
     """The variables decide; only where they can't, the installed release."""
     host = ipsec.Host({**V4, **env}, root=str(below))
     host.version = installed or None
-    made = ipsec.Updown(host, Network(host))
-    assert [release for release in ((5, 0), (5, 1), (5, 2), (5, 4)) if made.is_since(*release)] == since
+    script = ipsec.Updown(host, Network(host))
+    assert [release for release in ((5, 0), (5, 1), (5, 2), (5, 4)) if script.is_since(*release)] == since
