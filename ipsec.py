@@ -5280,7 +5280,7 @@ def pack_struct(form: str, *values: bytes | int) -> bytes:
 
 
 def aligned(size: int) -> int:
-    """Round the size of a netlink message or attribute up to a multiple of 4, which includes the padding."""
+    """Return the size that a netlink message or attribute has with its padding, a multiple of 4."""
     return (size + 3) & ~3
 
 
@@ -7119,7 +7119,7 @@ def plutos(host: Host) -> list[int]:
     """Return the PIDs of all plutos in the network namespace of this process, whatever their run directories.
 
     These plutos share the kernel's states and policies.  A pluto whose namespace is unknown is included.  A
-    process whose name this user is not permitted to read is not.
+    process is not included if this user is not permitted to read its name.
     """
     def is_here(pid: int) -> bool:
         try:
@@ -7250,7 +7250,8 @@ def kernel_config(host: Host) -> str:
 # 6. Whack
 #
 # This section talks to a running pluto over pluto's control socket, as libreswan's whack does.  It supports
-# every release from 3.25 to 5.4, and parses pluto's replies into data.  It touches nothing but that socket.
+# every release from 3.25 to 5.4, and parses pluto's replies into data.  Besides that socket, it uses only the
+# file of --xauthpass-file and, for a pluto of an unknown release, the installed whack.
 # Used by whack, auto, status and the commands of 5.x, tunnels, why, reload, metrics, verify, barf and setup.
 # Facts: whack.h, whack.c, rcv_whack.c and log.c of those releases, and the messages of their whacks in
 # the directory tests/data/whack.
@@ -8485,9 +8486,9 @@ def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
                 pluto: Pluto | None = None) -> Iterator[str]:
     """Yield the lines of pluto's reply to a whack command line as they arrive, without codes.
 
-    Unless the only word is --status, pluto is first asked for its version if `pluto` is None.  If the message
-    format of pluto's release is unknown, the installed whack sends the request, except a lone --status or
-    --shutdown.  Each next() can raise NoPluto, TimedOut or another Failure.
+    If `pluto` is None, pluto is first asked for its version, except for a lone --status.  If the message
+    format of its release is unknown, libreswan's whack sends the request, if it is installed.  A lone --status
+    or --shutdown needs no known format.  Each next() can raise NoPluto, TimedOut or another Failure.
     """
     options = whack_words(words)
     if options not in ([("status", "")], [("shutdown", "")]):
@@ -8533,11 +8534,10 @@ def show_replies(host: Host, message: bytes, *, version: tuple[int, ...] | None,
                  wait: Callable[[bytes], float | None] | None) -> int:
     """Send the message, print pluto's replies and answer its prompts; return whack's exit status.
 
-    The handling of the reply depends on pluto's version.  If `version` is None, the version comes from the
-    reply, and printing begins when the line with the version has arrived.  (If the kind of the socket shows
-    that pluto is 5.4 or later, the line is not needed.)  If `must_speak` is set, an empty reply means that
-    the connection is unknown: pluto up to 4.15 does not report that in another way.  Raises NoPluto, TimedOut
-    or another Failure.
+    The handling of the reply depends on pluto's version.  If `version` is None, printing begins when the
+    reply's line with the version has arrived.  Only pluto 5.4 and later need no such line, because they are
+    recognised by the type of their socket.  If `must_speak` is set, an empty reply means that the connection
+    is unknown, which pluto up to 4.15 does not report.  Raises NoPluto, TimedOut or another Failure.
     """
     asynchronous = "asynchronous" in options
     lenient = any(is_question(name) for name in options)
@@ -8575,10 +8575,9 @@ def limited_lines(talk: Conversation, wait: Callable[[bytes], float | None]) -> 
 
 
 def lines_after_version(lines: Iterator[bytes], replies: Replies) -> Iterator[bytes]:
-    """Yield all lines, but not before the first line with pluto's version has set `replies.version`.
+    """Set `replies.version` from the first line that contains pluto's version, then yield all lines.
 
-    The version is searched for in the first 10,000 lines only.  If it is not found, the newest known version
-    is assumed.
+    If none of the first 10,000 lines contains the version, the newest known version is assumed.
     """
     first = []
     for line in lines:
@@ -8628,8 +8627,8 @@ STATUS_SETTINGS = frozenset((
     "debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)", "State Information",
     "- allowed subnets", "- excluded subnets", "stats db_ops"))
 SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # In pluto's texts, 1 KB is 1,024 bytes.
-# A state belongs to a Child SA if its line names the IKE SA, or if its name or description contains one of
-# these texts, but not if its name or description contains one of IKE_MARKS.  Other states belong to IKE SAs.
+# A state belongs to an IKE SA if its name or description contains one of IKE_MARKS.  Of the other states, those
+# belong to Child SAs whose line names the IKE SA, or whose name or description contains one of CHILD_MARKS.
 CHILD_MARKS = (
     "CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2", "QR1")
 IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
@@ -8783,10 +8782,10 @@ def set_bytes(entry: dict[str, Any], way: str, text: str) -> None:
 
 
 def whole_count(count: int | None, about: int | None) -> int | None:
-    """Return the exact bytes of an SA from the number in trafficstatus and the rounded number in the status.
+    """Return the exact number of bytes of an SA.
 
-    Up to libreswan 4.15, trafficstatus has only the lowest 32 bits of the number of bytes.  Return `count`
-    unchanged if one of the numbers is None.
+    `count` is the number in trafficstatus, which has only the lowest 32 bits up to libreswan 4.15.  The rounded
+    number in the status, `about`, shows the higher bits.  Return `count` unchanged if one of them is None.
     """
     if count is None or about is None or about <= count:
         return count
