@@ -15066,13 +15066,13 @@ LOG_TAG = (r"(?: (?:[^\s\[]*[^\s\[:] )?(?:\w+\.\w+ )?([^\s:\[]+)(?:\[\d+\])?:(?:
 
 
 def without_log_prefix(line: str) -> str:
-    """Return a line of a log.  The log prefix of a firewall rule is replaced by shown_remark(PREFIX).
+    """Return a line of a log, with shown_remark(PREFIX) in place of the prefix that a firewall rule logs.
 
     A firewall rule logs the line `TIME HOST kernel: [SECONDS] PREFIX IN=... OUT=...`.  Words before PREFIX
     may be missing.
     """
-    head, packet, rest = line.partition("IN=")
-    if not packet or "OUT=" not in rest or head.endswith("_"):  # SPI_IN= is a variable of an updown script
+    head, mark_in, packet = line.partition("IN=")
+    if not mark_in or "OUT=" not in packet or head.endswith("_"):  # SPI_IN= is a variable of an updown script
         return line
     start = 0
     for mark in ("kernel: ", "] "):
@@ -15081,7 +15081,7 @@ def without_log_prefix(line: str) -> str:
     prefix = head[start:].strip()
     if not prefix:
         return line
-    return f"{head[:start]}{shown_remark(prefix)} {packet}{rest}"
+    return f"{head[:start]}{shown_remark(prefix)} {mark_in}{packet}"
 
 
 # The start of a message of addconn
@@ -15207,17 +15207,17 @@ class PlutoWords:
     def _read(self) -> set[str]:
         """Return the known words, in lower case.  The set is empty if pluto's executable can't be read."""
         import re
-        found: set[bytes] = set()
+        words: set[bytes] = set()
         host, config = self._host, self._config
         if not host or not config:
             return set()
         try:
             for path in host.glob(*(pattern.format(host.execdir) for pattern in TEXT_SOURCES)):
                 data = b"".join(host.chunks(path, limit=TEXT_LIMIT))
-                found.update(re.findall(b"[a-z]{3,}", b" ".join(re.findall(PROGRAM_TEXT, data)).lower()))
+                words.update(re.findall(b"[a-z]{3,}", b" ".join(re.findall(PROGRAM_TEXT, data)).lower()))
         except OSError:
             pass  # without pluto's executable, the set is empty
-        if b"pluto" not in found:
+        if b"pluto" not in words:
             return set()
         texts = [HIDDEN_WORDS, *keywords(False), *keywords(True), *(os.strerror(number) for number in range(1, 134))]
         for section in config.sections:
@@ -15225,7 +15225,7 @@ class PlutoWords:
             for setting in section.settings:
                 if setting.key in keywords(False) and not setting.key.endswith(("updown", "banner")):
                     texts.append(setting.value)
-        return {word.decode() for word in found}.union(re.findall("[a-z]{3,}", " ".join(texts).lower()))
+        return {word.decode() for word in words}.union(re.findall("[a-z]{3,}", " ".join(texts).lower()))
 
     def _shown(self, match: re.Match[str]) -> str:
         """Return a part of a message, or REDACTED for a word that is not known."""
@@ -15313,7 +15313,7 @@ class LogFilter:
         self.time = re.compile(LOG_TIME)
         self.tag = re.compile(LOG_TAG)
         self.bare_tag = re.compile(r"([\w./-]+)\[\d+\]: ")
-        self.speaks = re.compile(_SPEAKS_OF_SECRET, re.IGNORECASE)
+        self.speaks_of_secret = re.compile(_SPEAKS_OF_SECRET, re.IGNORECASE)
         self.opaque_word = re.compile(OPAQUE_WORD, re.IGNORECASE)
         self.base64_word = re.compile(BASE64_WORD)
         self.public_words = re.compile(PUBLIC_WORDS, re.IGNORECASE)
@@ -15415,7 +15415,7 @@ class LogFilter:
 
     def _without_opaque(self, text: str) -> str:
         """Return `text`.  If it speaks of a secret, its opaque words are masked."""
-        return self.opaque_word.sub(self._mask_word, text) if self.speaks.search(text) else text
+        return self.opaque_word.sub(self._mask_word, text) if self.speaks_of_secret.search(text) else text
 
     def _mask_word(self, match: re.Match[str]) -> str:
         """Return the mask for an opaque word.
@@ -15576,7 +15576,7 @@ class ReportSection(Record):
     `data` returns the items that the JSON output has instead of the text, or is None.  `title` is the heading
     in look.  The flags:
 
-    - `live`: a running system has the data, and a mounted disk does not have them.
+    - `live`: only a running system has the data, and not a mounted disk.
     - `slow`: the body may block or take a long time, so it runs in a thread.
     - `apart`: the text may be very long, so the body runs in a process, on another processor.
     - `bulk`: the kernel wrote the text, so secrets are masked by value and not by pattern.
@@ -15912,7 +15912,7 @@ class JsonSink(TextSink):
     def __init__(self, write: Callable[[str], None]) -> None:
         super().__init__(write)
         self.dumps = need("json", "--json").dumps
-        self.separator = self.between = "\n"
+        self.separator = self.between = "\n"  # the texts before the next section, and before its next item of data
         self.last = ""  # the character that closes the member of the section: `"` for text, `]` for data
         self.item = self._item
 
@@ -15940,8 +15940,7 @@ class JsonSink(TextSink):
         self.between = ",\n"
 
     def text(self, piece: str) -> None:
-        """Write a piece of the text, escaped for JSON.  In a section with data, the text is an error message.
-        """
+        """Write a piece of the text, escaped for JSON.  In a section with data, the text is an error message."""
         if self.last == "]" and piece:
             self.write('], "text": "')
             self.last = '"'
@@ -16314,8 +16313,8 @@ NFT_IMPLIED = {
     "icmpv6": ("proto", "icmpv6", False), "esp": ("proto", "esp", False), "ah": ("proto", "ah", False),
     "ip": ("family", "ipv4", False), "ip6": ("family", "ipv6", False),
 }
-# Statements of nft's rules that have no effect on the packet.  A key is the first word of a statement.  The
-# value of the key has the words of the statement that are followed by a value, such as `prefix`.
+# Statements of nft's rules that have no effect on the packet.  The table maps the first word of a statement to
+# the words in the statement that take an argument, such as `prefix`.
 NFT_SILENT = {
     "log": ("prefix", "level", "flags", "group", "snaplen", "queue-threshold"),
     "counter": ("packets", "bytes", "name"),
@@ -16912,14 +16911,14 @@ def xt_tables(host: Host) -> set[tuple[str, str]]:
     Such a rule has an expression `match` or `target`.  iptables-nft-save misreads rules of nft, such as those
     with a set, so other tables must be read with nft.  Raises OSError if the request fails.
     """
-    found = set()
+    tables = set()
     families = {NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6"}
     marks = [attribute(NFTA_EXPR_NAME, name) for name in ("match", "target")]
     for buffer, start, end in dump(host, NETLINK_NETFILTER, NFT_MSG_GETRULE, bytes(NFGENMSG_SIZE)):
         rule = attributes(buffer, start + NFGENMSG_SIZE, end)
         if buffer[start] in families and any(mark in rule.get(NFTA_RULE_EXPRESSIONS, b"") for mark in marks):
-            found.add((families[buffer[start]], decode(rule[NFTA_RULE_TABLE].rstrip(b"\0"))))
-    return found
+            tables.add((families[buffer[start]], decode(rule[NFTA_RULE_TABLE].rstrip(b"\0"))))
+    return tables
 
 
 def filter_programs(host: Host) -> list[list[str]]:
@@ -17095,9 +17094,9 @@ def since_last_start(lines: Sequence[str]) -> Sequence[str]:
 def journal_command(host: Host) -> list[str]:
     """Return the first words of a journalctl command that reads the journal of this host or of --root.
 
-    The list is empty if journalctl is missing, or if --root has no journal.  With --root, the command names
-    every file of the journal (`--file`), with symbolic links resolved below the root.  With `--directory`,
-    journalctl could follow links in the directory to files outside of the root.
+    The list is empty if journalctl is missing, or if --root has no journal.  With --root, the command has an
+    option `--file` for each file of the journal.  It does not use `--directory`, because journalctl could then
+    follow symbolic links to files outside of the root.
     """
     if not host.which("journalctl"):
         return []
@@ -17455,7 +17454,7 @@ def last_clues(attempts: Sequence[Attempt]) -> list[Clue]:
 
 
 def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
-    """Return the last line in which pluto says why it refused to load the connection.
+    """Return the last line in which pluto logs why it refused to load the connection.
 
     Return None if there is no such line, or if pluto loaded the connection later.
     """
@@ -17481,8 +17480,8 @@ def last_clue(log: PlutoLog, name: str, peers: Collection[str]) -> Clue | None:
     return clues[0] if clues else None
 
 
-# After pluto has sent a cause that is not in SENDS_AGAIN, `ipsec up` waits at most this many seconds for more
-# output.  There is a limit because some releases then never end whack's connection.
+# After a message with a cause that is not in SENDS_AGAIN, `ipsec up` waits at most this many seconds for more
+# output of whack, because some releases of pluto never close the connection to whack after such a failure.
 LET_GO_TIME = 6.0
 # After these causes, pluto sends the packet again or waits for another packet.  Later pluto itself ends
 # the connection to whack.
@@ -17937,7 +17936,7 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
     ("auth-refused", "peer refuses authentication", "peer",
      "the peer refused to authenticate this host (AUTHENTICATION_FAILED): the PSK, the ID (leftid=), the "
      "method (authby=), the certificate or the RSA key is wrong; only the peer's log says which",
-     "whether the settings of the peer fit leftid=, authby=, ppk= and the key or certificate of this host; "
+     "whether the settings of the peer match leftid=, authby=, ppk= and the key or certificate of this host; "
      "ask for the peer's log",
      "ipsec verify psk certificates",
      ("error notification AUTHENTICATION_FAILED", "rejected*AUTHENTICATION_FAILED", "AUTHORIZATION_FAILED",
@@ -18032,7 +18031,7 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      ("DOS cookies do not match", "DDOS cookie requires", "DOS cookie failed",
       "DOS cookie notification corrupt", "COOKIE notify payload too", "COOKIE*packet dropped"), False, ""),
     ("unknown-peer", "no connection fits", "here",
-     "the peer asks for an IKE SA, but no connection that is loaded on this host fits: the peer's address, "
+     "the peer asks for an IKE SA, but no connection that is loaded on this host matches: the peer's address, "
      "the IKE version (IKEv1 or IKEv2) or authby= differs, or the connection is not loaded",
      "which connections pluto has loaded for this peer (left=, right=, keyexchange=, authby=); ipsec add "
      "NAME loads a missing one",
