@@ -18603,15 +18603,12 @@ class Facts:
         return conns
 
     @property
+    @once
     def tunnels(self) -> list[Tunnel]:
         """The connections of which one end is an address of this host or %defaultroute.
 
         Raises the same errors as read_configuration(), and OSError if the kernel does not list the addresses.
         """
-        return self._tunnels()
-
-    @once
-    def _tunnels(self) -> list[Tunnel]:
         own = {address: index for address, _, _, index in Routing(self.host).addresses()}
         tunnels = []
         for conn in self.conns:
@@ -18710,21 +18707,18 @@ class Facts:
         return [(entry, f"socket:[{entry.inode}]" in own) for entry in entries]
 
     @once
-    def _status(self) -> list[str]:
-        try:
-            return list(pluto_status(self.host, self.timeout))
-        except Failure as failure:
-            if failure.hint == NOT_ALLOWED and not self.host.superuser:
-                raise PermissionError(failure.message) from None
-            raise
-
     def status(self) -> list[str]:
         """Return the lines of pluto's status.
 
         Raises NoPluto if pluto does not answer, TimedOut if the answer takes too long, and PermissionError if
         only root is permitted to ask pluto.
         """
-        return self._status()
+        try:
+            return list(pluto_status(self.host, self.timeout))
+        except Failure as failure:
+            if failure.hint == NOT_ALLOWED and not self.host.superuser:
+                raise PermissionError(failure.message) from None
+            raise
 
     def pluto_setting(self, name: str) -> str:
         """Return the value of a setting in pluto's status.
@@ -18823,16 +18817,13 @@ class Facts:
     # --- the NSS database -----------------------------------------------------------------------------------
 
     @property
+    @once
     def nssdir(self) -> str:
         """The directory of the NSS database.
 
         The directory comes from the first of these sources that is set: --nssdir or IPSEC_NSSDIR, the status
         of the running pluto, nssdir= of the configuration, the default of the installed release.
         """
-        return self._nssdir()
-
-    @once
-    def _nssdir(self) -> str:
         name = self.host.given_nssdir or self.pluto_setting("nssdir").rstrip(",")
         if not name:
             name = self.config.setup("nssdir") or self.host.nssdir
@@ -18859,15 +18850,12 @@ class Facts:
         return NssDatabase(self.host, self.nssdir)
 
     @property
+    @once
     def needs_database(self) -> bool:
         """Whether a connection names a certificate or a key, or the NSS database has a certificate.
 
         Raises OSError if the configuration or the database can't be read.
         """
-        return self._needs_database()
-
-    @once
-    def _needs_database(self) -> bool:
         if NssDatabase(self.host, self.nssdir).has_certificates():
             return True
         words = ("cert", "ckaid", "rsasigkey", "ecdsakey", "eddsakey", "pubkey")
@@ -18936,27 +18924,21 @@ class Facts:
 
     # --- the firewall ---------------------------------------------------------------------------------------
 
+    @property
     @once
-    def _tables(self) -> list[Table]:
+    def tables(self) -> list[Table]:
+        """The tables of the firewall.  Raises the same errors as filter_tables()."""
         return filter_tables(self.host, self.timeout)
 
     @property
-    def tables(self) -> list[Table]:
-        """The tables of the firewall.  Raises the same errors as filter_tables()."""
-        return self._tables()
-
-    @property
+    @once
     def targets(self) -> set[str]:
         """The targets of all rules of the firewall, in lower case.  Raises the same errors as `tables`."""
-        return self._targets()
-
-    @once
-    def _targets(self) -> set[str]:
-        found: set[str] = set()
+        targets: set[str] = set()
         for _, table in self.tables:
             for chain in table.values():
-                found.update(target.lower() for _, target in chain.rules)
-        return found
+                targets.update(target.lower() for _, target in chain.rules)
+        return targets
 
     def gives_source(self, net: str) -> bool:
         """Return whether a SNAT rule gives packets a source address in this network.
