@@ -18558,8 +18558,14 @@ class Facts:
         pluto has not loaded.  Raises the same errors as read_configuration().
         """
         self.read_configuration()
-        return [conn for conn in self.config.conns() if not is_shunt(conn) and (
-            (conn.auto != "ignore" and not conn.broken) or conn.name in self.loaded_names())]
+        conns = []
+        for conn in self.config.conns():
+            if is_shunt(conn):
+                continue
+            loads_at_start = conn.auto != "ignore" and not conn.broken
+            if loads_at_start or conn.name in self.loaded_names():
+                conns.append(conn)
+        return conns
 
     def forbids_files(self) -> bool:
         """Return whether a file of the configuration can't be read because this process is not root."""
@@ -19030,12 +19036,12 @@ class Tunnel(Record):
 
     def pairs(self, ours: Sequence[str]) -> list[tuple[str, str]]:
         """Return all pairs of a network of `ours` and a network of the peer that have the same IP family."""
-        found = []
+        pairs = []
         for our in ours:
             for their in self.theirs:
                 if family_of(our) == family_of(their):
-                    found.append((our, their))
-        return found
+                    pairs.append((our, their))
+        return pairs
 
 
 def is_behind(net: str, own: Mapping[str, int]) -> bool:
@@ -19344,7 +19350,7 @@ def refused_by_addconn(config: Config, line: str) -> tuple[str, str]:
     because the rest of `line` may be a secret that was written into the wrong file.
     """
     words, known = complaint_words(line), known_keywords()
-    keyword = next((word for word in words if canonical(word) in known), "")
+    keyword = next((word for word in words if canonical(word) in known), "")  # as it is spelled in the file
     named_file = next((word for word in words if word in config.files), config.name)
     file, number = named_place(config, words) or (named_file, 0)
     problem = Problem(file, number, f"the installed addconn refuses {keyword or 'this'}")
@@ -19362,7 +19368,7 @@ def addconn_complaints(facts: Facts, lines: Sequence[str]) -> Iterator[Trouble]:
     troubles = 0
     for conn, line in named_complaints(config, lines):
         words = complaint_words(line)
-        keyword = keyword_in(words)
+        keyword = first_keyword(words)
         if keyword in reported_keywords or named_place(config, words) in reported_places:
             continue
         yield complaint_trouble(facts, conn, line, keyword)
@@ -19371,7 +19377,7 @@ def addconn_complaints(facts: Facts, lines: Sequence[str]) -> Iterator[Trouble]:
             return
 
 
-def keyword_in(words: Iterable[str]) -> str:
+def first_keyword(words: Iterable[str]) -> str:
     """Return the canonical spelling of the first keyword among the words, or an empty string."""
     known = known_keywords()
     return next((canonical(word) for word in words if canonical(word) in known), "")
@@ -19392,7 +19398,8 @@ def named_complaints(config: Config, lines: Sequence[str]) -> list[tuple[Conn | 
     for line in lines:
         sentence = addconn_sentence(config, line)
         if line.startswith(("while loading '", "addconn, in config ")):
-            name, before, block = line[15:].partition("': ")[0], block, []
+            name = line.removeprefix("while loading '").partition("': ")[0]
+            before, block = block, []
         block.append(sentence)
         if sentence in before:
             before.remove(sentence)
@@ -19402,13 +19409,13 @@ def named_complaints(config: Config, lines: Sequence[str]) -> list[tuple[Conn | 
         if (mentioned, sentence) not in complaints:
             complaints.setdefault((mentioned or name, sentence), line)
 
-    found: list[tuple[Conn | None, str]] = []
+    named: list[tuple[Conn | None, str]] = []
     for (name, _), line in complaints.items():
         conn = conns.get(name)
         if conn is None:
-            conn = next((one for one in config.conns() if is_about(one, line)), None)
-        found.append((conn, line))
-    return found
+            conn = next((other for other in config.conns() if is_about(other, line)), None)
+        named.append((conn, line))
+    return named
 
 
 def is_about(conn: Conn, line: str) -> bool:
@@ -19601,11 +19608,10 @@ KERNEL_ALGORITHMS = (
     ("sha2", "hmac(sha256)", "CRYPTO_SHA256", "sha256"),
     ("sha1", "hmac(sha1)", "CRYPTO_SHA1", "sha1"),
     ("md5", "hmac(md5)", "CRYPTO_MD5", "md5"))
-# Without esp=, libreswan proposes at least these algorithms in IKEv2 (`algparse -v2 esp`), and with phase2=ah
-# those in the second item.
-DEFAULT_ESP = "aes_gcm,aes-sha2_512,aes-sha2_256", "sha2_512,sha2_256"
-# Up to 4.15, IKEv1 has only the first one of these proposals without esp= (`algparse -v1 esp`).
-DEFAULT_IKEV1 = "aes-sha1,aes-sha2_512,aes-sha2_256,aes_gcm", "sha1,sha2_512,sha2_256"
+# The proposals without esp=, by phase2=.  In IKEv2, libreswan proposes at least these (`algparse -v2 esp`).
+DEFAULT_IKEV2 = {"esp": "aes_gcm,aes-sha2_512,aes-sha2_256", "ah": "sha2_512,sha2_256"}
+# In IKEv1, libreswan up to 4.15 proposes only the first of these (`algparse -v1 esp`).
+DEFAULT_IKEV1 = {"esp": "aes-sha1,aes-sha2_512,aes-sha2_256,aes_gcm", "ah": "sha1,sha2_512,sha2_256"}
 
 
 def default_proposals(conn: Conn, release: tuple[int, ...] | None) -> str:
@@ -19618,9 +19624,12 @@ def default_proposals(conn: Conn, release: tuple[int, ...] | None) -> str:
     is_ikev1 = version == "ikev1" or (version != "ikev2" and ikev2 in ("never", "no", "n", "false", "off"))
     if release is not None and release < (4,):
         is_ikev1 = ikev2 in ("", "permit", "never", "no")
-    proposals = (DEFAULT_IKEV1 if is_ikev1 else DEFAULT_ESP)[conn.get("phase2") == "ah"]
+    protocol = "ah" if conn.get("phase2") == "ah" else "esp"
+    if not is_ikev1:
+        return DEFAULT_IKEV2[protocol]
+    proposals = DEFAULT_IKEV1[protocol]
     is_old = release is not None and release < LENIENT
-    return proposals.partition(",")[0] if is_ikev1 and is_old else proposals
+    return proposals.partition(",")[0] if is_old else proposals
 
 
 def needs_part(conn: Conn, key: str, value: str, release: tuple[int, ...] | None) -> bool:
@@ -19634,7 +19643,8 @@ def needs_part(conn: Conn, key: str, value: str, release: tuple[int, ...] | None
         return value in conn.get("left") + conn.get("right")
     if value:
         return conn.flag(key) if value == "yes" else conn.get(key) == value
-    return conn.get(key) not in (("", "no") if is_strict(release) else ("", "n", "no", "false", "off"))
+    unset = ("", "no") if is_strict(release) else ("", "n", "no", "false", "off")
+    return conn.get(key) not in unset
 
 
 @verify_check(
@@ -19686,7 +19696,7 @@ def check_algorithms(facts: Facts) -> Iterator[Trouble]:
     users = {conn.get("esp") or default_proposals(conn, facts.config.release): f"conn {conn.name}"
              for conn in facts.known_conns()}
     if not users:
-        users[DEFAULT_ESP[0]] = "any connection"
+        users[DEFAULT_IKEV2["esp"]] = "any connection"
     troubles = 0
     for proposals, user in users.items():
         rows_of_proposals = [algorithm_rows(words, strange) for words in proposal_words(proposals)]
@@ -19835,7 +19845,8 @@ def forwarding_troubles(facts: Facts, tunnels: Sequence[Tunnel], family: str,
         yield "SKIP", "UNKNOWN", f"net.{family}.conf.*.forwarding can't be read", ""
         return
     if "1" not in forwards.values():
-        yield "FAIL", "DISABLED", f"{next(iter(needs.values()))}, but forwarding is off", fix
+        first_need = list(needs.values())[0]
+        yield "FAIL", "DISABLED", f"{first_need}, but forwarding is off", fix
         return
 
     for device, sentence in needs.items():
@@ -20003,8 +20014,9 @@ def interface_mtus(host: Host) -> dict[str, int]:
     """
     mtus = {}
     for buffer, start, end in dump(host, NETLINK_ROUTE, RTM_GETLINK, bytes(16)):
-        more = attributes(buffer, start + IFINFOMSG_SIZE, end)
-        mtus[decode(more[IFLA_IFNAME].rstrip(b"\0"))] = unsigned(more.get(IFLA_MTU))
+        link = attributes(buffer, start + IFINFOMSG_SIZE, end)
+        name = decode(link[IFLA_IFNAME].rstrip(b"\0"))
+        mtus[name] = unsigned(link.get(IFLA_MTU))
     return mtus
 
 
@@ -20227,20 +20239,20 @@ def dropped_traffic(facts: Facts, traffic: Traffic, roles: Roles, path: PeerPath
     level = traffic_level(traffic, roles, path)
     if not level:
         return
-    for one in traffic_directions(traffic, roles, path):
+    for direction in traffic_directions(traffic, roles, path):
         # the packets of ICMP in IKE_TRAFFIC have the state `related`, which replaces `established`
-        head = facts.blocks(one.hooks, **{"state": "established", **one.packet})
+        head = facts.blocks(direction.hooks, **{"state": "established", **direction.packet})
         unless, severe = "", level
-        if not head and one.first_counts:
-            head = facts.blocks(one.hooks, **{"state": "new", **one.packet})
-            unless = f", unless {one.beginner} sends the first packet"
-            if one.way == "from" and not roles.answers:
+        if not head and direction.first_counts:
+            head = facts.blocks(direction.hooks, **{"state": "new", **direction.packet})
+            unless = f", unless {direction.beginner} sends the first packet"
+            if direction.way == "from" and not roles.answers:
                 severe = "WARN"
         if head:
-            yield (severe, "BLOCKED", f"{path.text(traffic, one.way)} is dropped{unless}",
+            yield (severe, "BLOCKED", f"{path.text(traffic, direction.way)} is dropped{unless}",
                    accept_traffic(head, traffic))
-        if one.way == "from" and "icmp" not in traffic.packet:
-            yield from diverted_traffic(facts, traffic, level, one, path)
+        if direction.way == "from" and "icmp" not in traffic.packet:
+            yield from diverted_traffic(facts, traffic, level, direction, path)
 
 
 def diverted_traffic(facts: Facts, traffic: Traffic, level: str, incoming: Direction,
@@ -20260,18 +20272,18 @@ def undecided_traffic(facts: Facts, traffic: Traffic, roles: Roles, path: PeerPa
     """
     if not traffic_level(traffic, roles, path):
         return ""
-    for one in traffic_directions(traffic, roles, path):
-        packet = one.packet
-        if path.peer and one.way == "from":
+    for direction in traffic_directions(traffic, roles, path):
+        packet = direction.packet
+        if path.peer and direction.way == "from":
             packet = {"src": path.peer, **packet}  # assume that the peer, and not a router, sends ICMP errors
         first = {"state": "new", **packet}
-        chain = facts.undecided(one.hooks, **{"state": "established", **packet})
-        if not chain and one.first_counts:
-            chain = facts.undecided(one.hooks, **first)
-        if not chain and one.way == "from" and "icmp" not in traffic.packet:
+        chain = facts.undecided(direction.hooks, **{"state": "established", **packet})
+        if not chain and direction.first_counts:
+            chain = facts.undecided(direction.hooks, **first)
+        if not chain and direction.way == "from" and "icmp" not in traffic.packet:
             chain = facts.undecided("prerouting", "nat", **first)
         if chain:
-            return f"{path.text(traffic, one.way)} (chain {chain})"
+            return f"{path.text(traffic, direction.way)} (chain {chain})"
     return ""
 
 
@@ -20471,7 +20483,8 @@ def source_nat(facts: Facts, packet: Packet) -> tuple[str, str]:
 
     samples = [{**packet, **sample} for sample in SAMPLES]
     for sample in samples:
-        head = head or facts.blocks("postrouting", "nat", "snat", **sample)
+        if not head:
+            head = facts.blocks("postrouting", "nat", "snat", **sample)
     for sample in samples:
         chain = facts.undecided("postrouting", "nat", **sample)
         if chain:
@@ -20734,8 +20747,8 @@ def not_loaded_reason(facts: Facts, conn: Conn) -> str:
     except (OSError, Missing):
         log = []
     for entry in reversed(log):  # pluto of libreswan 5.x logs the lines that addconn prints
-        _, said, line = entry.text.partition("addconn: ")
-        if said and is_about(conn, entry.text):
+        _, separator, line = entry.text.partition("addconn: ")
+        if separator and is_about(conn, entry.text):
             lines.append(line)
     if lines:
         return f"the installed addconn refuses the connection: {addconn_sentence(facts.config, lines[0])}"
@@ -20898,11 +20911,11 @@ def numbers_about(numbers: Mapping[str, Sequence[int]], name: str) -> list[int]:
 
     `numbers` comes from numbers_by_conn().
     """
-    found: list[int] = []
+    about: list[int] = []
     for conn, conn_numbers in numbers.items():
         if not conn or belongs_to(conn, name):
-            found += conn_numbers
-    return sorted(found)
+            about += conn_numbers
+    return sorted(about)
 
 
 def is_down(entries: Sequence[Mapping[str, Any]]) -> bool:
@@ -21200,8 +21213,9 @@ def password_file_troubles(facts: Facts, base: NssDatabase) -> Iterator[Trouble]
     if base.password is None:
         return
     host, name = facts.host, password_file(facts.host)
+    usual_token, fips_token = NSS_TOKENS
     is_fips = host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
-    token = NSS_TOKENS[is_fips]
+    token = fips_token if is_fips else usual_token
     text = decode(b"".join(host.chunks(name, limit=TEXT_LIMIT)))
     *ended_lines, _ = text.split("\n")
     if any(line.startswith(f"{token}:") for line in ended_lines):
@@ -21538,7 +21552,10 @@ def check_psk(facts: Facts) -> Iterator[Trouble]:
     name = secrets_file(host, facts.config)
     if conns and not host.exists(name):
         raise NotChecked("secrets", f"{name} does not exist")
-    files, problems = readable_secrets(facts, name) if host.exists(name) else ([], [])
+    files: list[str] = []
+    problems: list[Problem] = []
+    if host.exists(name):
+        files, problems = readable_secrets(facts, name)
     unread = [str(problem) for problem in problems if problem.is_unread]
     names = host_names(host)
     entries = list(psks(facts, files, names))
@@ -21595,7 +21612,7 @@ def second_keys(entries: Iterable[Psk]) -> Iterator[Trouble]:
     """
     first: dict[tuple[str, ...], Psk] = {}
     for entry in entries:
-        ids = [one for one in entry.ids if one is not None]
+        ids = [known_id for known_id in entry.ids if known_id is not None]
         if len(ids) < len(entry.ids):
             continue  # the entry has an ID that can't be compared
         used = first.setdefault(tuple(sorted(ids)), entry)
@@ -21617,10 +21634,10 @@ def dropped_id_trouble(entry: Psk) -> Trouble:
         return ("SKIP", "UNKNOWN", f"{where}: pluto drops each ID that DNS does not resolve; if no ID is left, "
                 f"{effect}; an ID that is not a host name needs @ before it", fix)
     shown = next((f"the ID {quote(text)}" for text in entry.dropped if canonical_net(text)), "an ID")
-    word = "ID IGNORED" if entry.ids else "FOR ANYBODY"
-    return ("WARN", word,
-            f"{where}: pluto drops {shown}, because it is not a valid address or "
-            f"name{'' if entry.ids else f', so {effect}'}", fix)
+    reason = f"{where}: pluto drops {shown}, because it is not a valid address or name"
+    if entry.ids:
+        return "WARN", "ID IGNORED", reason, fix
+    return "WARN", "FOR ANYBODY", f"{reason}, so {effect}", fix
 
 
 def has_psk(conn: Conn, here: str, groups: Mapping[str | None, Sequence[Sequence[str | None]]],
@@ -21846,13 +21863,13 @@ def check_overlap(facts: Facts) -> Iterator[Trouble]:
             ours, theirs = "right", "left"
         peer = canonical_net(conn.get(theirs)) or conn.get(theirs)
         values = tuple(map(conn.get, SHARING_KEYWORDS))
-        for one in map(canonical_net, conn_nets(conn, ours)):
-            for other in map(canonical_net, conn_nets(conn, theirs)):
-                before, first_peer = seen.setdefault((one, other, values), (conn, peer))
+        for our_net in map(canonical_net, conn_nets(conn, ours)):
+            for their_net in map(canonical_net, conn_nets(conn, theirs)):
+                before, first_peer = seen.setdefault((our_net, their_net, values), (conn, peer))
                 if first_peer != peer:
                     yield ("WARN", "OVERLAP",
-                           f"conn {before.name} and conn {conn.name} have the same networks ({one} and "
-                           f"{other}) and different peers", edit_command(conn))
+                           f"conn {before.name} and conn {conn.name} have the same networks ({our_net} and "
+                           f"{their_net}) and different peers", edit_command(conn))
 
 
 @verify_check(
@@ -21889,18 +21906,18 @@ def check_fips(facts: Facts) -> Iterator[Trouble]:
     if not host.isdir("/proc/sys/kernel"):
         raise Missing("the kernel's FIPS mode is unknown, because /proc/sys does not exist")
     # value() returns an empty string if the file does not exist: the kernel then has no FIPS mode
-    kernel = host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
-    state = "on" if kernel else "off"
+    is_fips = host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
+    state = "on" if is_fips else "off"
     pluto = facts.pluto_setting("fips mode").strip(";")
 
-    if policy and policy.startswith("FIPS") != kernel:
-        option = "--enable" if kernel else "--disable"
+    if policy and policy.startswith("FIPS") != is_fips:
+        option = "--enable" if is_fips else "--disable"
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but the crypto-policy is {policy}",
                f"fips-mode-setup {option}")
     elif not pluto:
         facts.loaded()  # loaded() raises an error if pluto's status can't be read
         raise NotChecked("pluto", "pluto's FIPS mode is unknown")
-    if pluto and (pluto == "enabled") != kernel:
+    if pluto and (pluto == "enabled") != is_fips:
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but pluto's is {pluto}",
                "ipsec restart")
 
@@ -22074,7 +22091,7 @@ def summary_line(levels: Sequence[str]) -> str:
             f"{levels.count('OK')} ok")
 
 
-def verify_lines(found: Iterable[Finding], left_out: Sequence[str] = (), *, colour: bool = False,
+def verify_lines(results: Iterable[Finding], left_out: Sequence[str] = (), *, colour: bool = False,
                  is_whole: bool = True) -> Iterator[str]:
     """Yield the lines of the report: the findings, a line for each cause in SKIP_CAUSES, and the summary.
 
@@ -22085,7 +22102,7 @@ def verify_lines(found: Iterable[Finding], left_out: Sequence[str] = (), *, colo
     shown: list[str] = []
     skipped: dict[str, list[str]] = {}
     yield "Verifying installed system and configuration files\n"
-    for finding in found:
+    for finding in results:
         levels.append(finding.level)
         if finding.cause:
             skipped.setdefault(finding.cause, []).append(finding.check)
