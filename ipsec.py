@@ -18960,7 +18960,7 @@ class Facts:
     def _verdicts(self, hooks: str, kind: str, packet: Packet) -> Iterator[tuple[str, Chain, str]]:
         """Yield the name, the Chain and the verdict on the packet, for each chain of the kind at the hooks.
 
-        blocks() explains the parameters.  Raises the same errors as `tables`.
+        insert_command() explains the parameters.  Raises the same errors as `tables`.
         """
         fields = {"family": "ipv4", "status": ""}
         fields.update((name.replace("_", "-"), value) for name, value in packet.items())
@@ -18974,24 +18974,23 @@ class Facts:
                 if chain.hook in hooks.split() and chain.kind == kind:
                     yield name, chain, verdict(table, chain, fields)
 
-    def blocks(self, hooks: str, kind: str = "", what: str = "drop", **packet: str) -> str:
-        """Return a command if the verdict of the firewall on a packet is certainly `what`, by default drop.
+    def insert_command(self, hooks: str, kind: str = "", wanted: str = "drop", **packet: str) -> str:
+        """Return a command if a chain certainly gives a packet the verdict `wanted`, by default drop.
 
-        Otherwise return an empty string.  The command inserts a rule before the first rule of the chain with
-        this verdict; the caller appends the rule.  `hooks` are the names of netfilter hooks, separated by
-        blanks; only chains at these hooks are evaluated.  `kind` is a value of Chain.kind.  `packet` has the
-        fields of a Packet, with `_` in place of `-` in their names; the default family is IPv4.  Raises the
-        same errors as `tables`.
+        Otherwise return an empty string.  The command inserts a rule at the start of that chain; the caller
+        appends the rule.  `hooks` are the names of netfilter hooks, separated by blanks; only chains at these
+        hooks are evaluated.  `kind` is a value of Chain.kind.  `packet` has the fields of a Packet, with `_`
+        in place of `-` in their names; the default family is IPv4.  Raises the same errors as `tables`.
         """
         for _, chain, answer in self._verdicts(hooks, kind, packet):
-            if answer == what:
+            if answer == wanted:
                 return chain.insert
         return ""
 
-    def undecided(self, hooks: str, kind: str = "", **packet: str) -> str:
+    def undecided_chain(self, hooks: str, kind: str = "", **packet: str) -> str:
         """Return the name of a chain whose verdict on a packet is unknown.
 
-        Return an empty string if all verdicts are known.  blocks() explains the parameters.  Raises the same
+        Return an empty string if all verdicts are known.  insert_command() explains the parameters.  Raises the same
         errors as `tables`.
         """
         for name, _, answer in self._verdicts(hooks, kind, packet):
@@ -19045,12 +19044,11 @@ class Tunnel(Record):
 
 
 def is_behind(net: str, own: Mapping[str, int]) -> bool:
-    """Return whether this host must forward packets for a network.
+    """Return whether this host must forward packets for a network.  This is always true for 0.0.0.0/0 and ::/0.
 
-    This is always true for 0.0.0.0/0 and ::/0.  It is true for any other network unless the network is a
-    single address of this host, or contains an address of the loopback interface other than 127.0.0.1 and
-    ::1.  `own` maps each address of this host to the index of the address's interface; 1 is the loopback
-    interface.
+    Return False for a single address of this host, and for a network that contains an address of the loopback
+    interface other than 127.0.0.1 and ::1.  `own` maps each address of this host to the index of the
+    address's interface; 1 is the loopback interface.
     """
     if net in EVERYTHING:
         return True
@@ -19161,7 +19159,9 @@ def check_xfrm(facts: Facts) -> Iterator[Trouble]:
         return
 
     needed = "/proc/sys/net/core/xfrm_acq_expires"
-    if leading_version(host.libreswan_version() or "9") < (4, 7) and not facts.pid and not host.exists(needed):
+    release = host.libreswan_version()
+    is_old = release is not None and leading_version(release) < (4, 7)
+    if is_old and not facts.pid and not host.exists(needed):
         yield "FAIL", "HIDDEN", f"pluto before 4.7 does not start without {needed}, which user namespaces hide", ""
 
     refusal: PermissionError | None = None
@@ -19555,12 +19555,11 @@ def check_rp_filter(facts: Facts) -> Iterator[Trouble]:
 
 
 def dropped_peers(facts: Facts, strict: Sequence[str]) -> Iterator[tuple[Tunnel, str, str]]:
-    """Yield each tunnel for which a strict filter drops the packets of the peer, and two interfaces.
+    """Yield each tunnel for which a strict filter drops the packets of the peer.
 
-    The first interface has the address of this end, and the peer is in the network of this address, so
-    packets of the peer arrive on this interface.  The second is the interface to which the route to the peer
-    leads, or the words `no interface`.  `strict` has the interfaces with a strict filter.  A peer outside the
-    network of this end's address is left out, because it is unknown on which interface its packets arrive.
+    With the tunnel, yield the interface on which the packets arrive, and the interface of the route to the
+    peer (or `no interface`).  `strict` has the interfaces with a strict filter.  Only a peer in the network
+    of this end's address is checked, because it is unknown on which interface packets of other peers arrive.
     Raises OSError if the kernel does not list the addresses.
     """
     routing, links = Routing(facts.host), link_names(facts.host)
@@ -19815,12 +19814,12 @@ def forwarding_troubles(facts: Facts, tunnels: Sequence[Tunnel], family: str,
                         option: str) -> Iterator[Trouble]:
     """Yield a Trouble for each interface that must forward packets of an IP family, but does not.
 
-    If no interface forwards, or if the sysctls can't be read, yield only one Trouble.  `option` is the sysctl
+    If no interface forwards, or if a sysctl can't be read, yield only one Trouble.  `option` is the sysctl
     that turns forwarding on for all interfaces.
 
-    For IPv4, the kernel uses the sysctl `forwarding` of the interface on which a packet arrives.  For IPv6,
-    the kernel uses the sysctl `forwarding` of `all`.  If that sysctl is 0, an interface whose sysctl
-    `force_forwarding` (since Linux 6.17) is 1 still forwards.
+    For IPv4, the sysctl `forwarding` of the interface on which a packet arrives decides.  For IPv6, all
+    interfaces forward if the sysctl `forwarding` of `all` is 1.  Otherwise, only the interfaces with
+    `force_forwarding` 1 forward (since Linux 6.17).
     """
     needs: dict[str, str] = {}  # by interface: a sentence that names a connection that needs forwarding
     for tunnel in tunnels:
@@ -19926,10 +19925,10 @@ def route_troubles(facts: Facts) -> Iterator[Trouble]:
 
 
 def link_troubles(facts: Facts) -> Iterator[Trouble]:
-    """Yield a Trouble for each interface that is down or has no carrier, if a connection needs the interface.
+    """Yield a Trouble for each interface that a connection needs, and that is down or has no carrier.
 
-    These are the interfaces on the routes to the peers, and those with an address in a network behind this
-    host.
+    A connection needs the interface of the route to the peer, and each interface with an address in a network
+    behind this host.
     """
     routing, link_name = Routing(facts.host), link_names(facts.host)
     own = [(address, link_name[index]) for address, _, _, index in routing.addresses() if index in link_name]
@@ -20109,9 +20108,9 @@ def roles_of(conns: Sequence[Conn]) -> Roles:
     live=True)
 def check_firewall(facts: Facts) -> Iterator[Trouble]:
     conns = [conn for conn in facts.needed_conns() if uses_usual_ports(conn)]
-    others = "connections that use TCP, or a port other than 500 and 4500, are not checked"
+    not_covered = "connections that use TCP, or a port other than 500 and 4500, are not checked"
     if not conns or facts.config.setup("ikeport") or facts.config.setup("nat-ikeport"):
-        yield "SKIP", "UNKNOWN", others, ""
+        yield "SKIP", "UNKNOWN", not_covered, ""
         return
 
     roles = roles_of(conns)
@@ -20133,7 +20132,7 @@ def check_firewall(facts: Facts) -> Iterator[Trouble]:
                f"it is unknown whether the firewall drops {'; '.join(undecided[:3])}, because the rules have "
                "conditions that this check can't evaluate", "")
     elif len(conns) < len(facts.conns) and not troubles:
-        yield "SKIP", "UNKNOWN", others, ""
+        yield "SKIP", "UNKNOWN", not_covered, ""
 
 
 def uses_usual_ports(conn: Conn) -> bool:
@@ -20241,15 +20240,15 @@ def dropped_traffic(facts: Facts, traffic: Traffic, roles: Roles, path: PeerPath
         return
     for direction in traffic_directions(traffic, roles, path):
         # the packets of ICMP in IKE_TRAFFIC have the state `related`, which replaces `established`
-        head = facts.blocks(direction.hooks, **{"state": "established", **direction.packet})
-        unless, severe = "", level
+        head = facts.insert_command(direction.hooks, **{"state": "established", **direction.packet})
+        unless, level_of_way = "", level
         if not head and direction.first_counts:
-            head = facts.blocks(direction.hooks, **{"state": "new", **direction.packet})
+            head = facts.insert_command(direction.hooks, **{"state": "new", **direction.packet})
             unless = f", unless {direction.beginner} sends the first packet"
             if direction.way == "from" and not roles.answers:
-                severe = "WARN"
+                level_of_way = "WARN"
         if head:
-            yield (severe, "BLOCKED", f"{path.text(traffic, direction.way)} is dropped{unless}",
+            yield (level_of_way, "BLOCKED", f"{path.text(traffic, direction.way)} is dropped{unless}",
                    accept_traffic(head, traffic))
         if direction.way == "from" and "icmp" not in traffic.packet:
             yield from diverted_traffic(facts, traffic, level, direction, path)
@@ -20258,7 +20257,7 @@ def dropped_traffic(facts: Facts, traffic: Traffic, roles: Roles, path: PeerPath
 def diverted_traffic(facts: Facts, traffic: Traffic, level: str, incoming: Direction,
                      path: PeerPath) -> Iterator[Trouble]:
     """Yield a Trouble if a NAT rule sends the incoming packets of a path to another address or port."""
-    head = facts.blocks("prerouting", "nat", "dnat", **{"state": "new", **incoming.packet})
+    head = facts.insert_command("prerouting", "nat", "dnat", **{"state": "new", **incoming.packet})
     if head:
         yield (level, "SENT ON",
                f"a NAT rule sends {path.text(traffic, 'from')} to another address or port",
@@ -20277,11 +20276,11 @@ def undecided_traffic(facts: Facts, traffic: Traffic, roles: Roles, path: PeerPa
         if path.peer and direction.way == "from":
             packet = {"src": path.peer, **packet}  # assume that the peer, and not a router, sends ICMP errors
         first = {"state": "new", **packet}
-        chain = facts.undecided(direction.hooks, **{"state": "established", **packet})
+        chain = facts.undecided_chain(direction.hooks, **{"state": "established", **packet})
         if not chain and direction.first_counts:
-            chain = facts.undecided(direction.hooks, **first)
+            chain = facts.undecided_chain(direction.hooks, **first)
         if not chain and direction.way == "from" and "icmp" not in traffic.packet:
-            chain = facts.undecided("prerouting", "nat", **first)
+            chain = facts.undecided_chain("prerouting", "nat", **first)
         if chain:
             return f"{path.text(traffic, direction.way)} (chain {chain})"
     return ""
@@ -20373,11 +20372,11 @@ def has_other_addresses(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) ->
     """
     _, back = tunnel_packets(facts, tunnel, ours, theirs)
     packet = {**back, "state": "new"}
-    if facts.gives_source(ours) or facts.blocks("prerouting", "nat", "dnat", **packet):
+    if facts.gives_source(ours) or facts.insert_command("prerouting", "nat", "dnat", **packet):
         return True
-    if not facts.undecided("prerouting", "nat", **packet):
+    if not facts.undecided_chain("prerouting", "nat", **packet):
         return False
-    return any(facts.undecided("prerouting", "nat", **{**packet, **sample}) for sample in SAMPLES)
+    return any(facts.undecided_chain("prerouting", "nat", **{**packet, **sample}) for sample in SAMPLES)
 
 
 def undecided_forwards(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> str:
@@ -20389,16 +20388,16 @@ def undecided_forwards(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> 
     packets = tunnel_packets(facts, tunnel, ours, theirs)
     established = [{**packet, "state": "established"} for packet in packets]
     new = [{**packet, "state": "new"} for packet in packets]
-    if not any(facts.undecided("forward", **packet) for packet in (*established, *new)):
+    if not any(facts.undecided_chain("forward", **packet) for packet in (*established, *new)):
         return ""  # the verdicts are known, and do not depend on protocol and ports
 
     for sample in SAMPLES:
         for packet in established:
-            chain = facts.undecided("forward", **{**packet, **sample})
+            chain = facts.undecided_chain("forward", **{**packet, **sample})
             if chain:
                 return chain
-        chains = [facts.undecided("forward", **{**packet, **sample}) for packet in new]
-        drops = [facts.blocks("forward", **{**packet, **sample}) for packet in new]
+        chains = [facts.undecided_chain("forward", **{**packet, **sample}) for packet in new]
+        drops = [facts.insert_command("forward", **{**packet, **sample}) for packet in new]
         passes = any(not chain and not drop for chain, drop in zip(chains, drops))
         if any(chains) and not passes:
             return chains[0] or chains[1]
@@ -20412,11 +20411,11 @@ def dropped_forwards(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> It
     """
     out, back = tunnel_packets(facts, tunnel, ours, theirs)
     # established packets must pass in both directions, and new ones in at least one direction
-    heads = [facts.blocks("forward", **{**packet, "state": "new"}) for packet in (out, back)]
+    heads = [facts.insert_command("forward", **{**packet, "state": "new"}) for packet in (out, back)]
     for packet, way, head in ((out, "out", heads[0]), (back, "in", heads[1])):
         if not head:
             continue
-        if facts.blocks("forward", **{**packet, "state": "established"}):
+        if facts.insert_command("forward", **{**packet, "state": "established"}):
             what = "are dropped"
         elif all(heads):
             what = "pass only as replies, so no new connection can begin"
@@ -20477,16 +20476,16 @@ def source_nat(facts: Facts, packet: Packet) -> tuple[str, str]:
     The first text is the start of a command that inserts a rule before the NAT rule, if the NAT rule
     certainly changes the source address.  The second text is the name of a chain whose verdict is unknown.
     """
-    head = facts.blocks("postrouting", "nat", "snat", **packet)
-    if head or not facts.undecided("postrouting", "nat", **packet):
+    head = facts.insert_command("postrouting", "nat", "snat", **packet)
+    if head or not facts.undecided_chain("postrouting", "nat", **packet):
         return head, ""
 
     samples = [{**packet, **sample} for sample in SAMPLES]
     for sample in samples:
         if not head:
-            head = facts.blocks("postrouting", "nat", "snat", **sample)
+            head = facts.insert_command("postrouting", "nat", "snat", **sample)
     for sample in samples:
-        chain = facts.undecided("postrouting", "nat", **sample)
+        chain = facts.undecided_chain("postrouting", "nat", **sample)
         if chain:
             return head, chain
     return head, ""
@@ -20583,12 +20582,12 @@ def is_loopback(address: str) -> bool:
 
 
 def port_troubles(facts: Facts, port: int) -> Iterator[Trouble]:
-    """Yield a Trouble if pluto has no socket on a UDP port in pluto's network namespace.
+    """Yield a Trouble if pluto has no socket for peers on a UDP port, or if another program has the socket.
 
-    Also yield a Trouble if another program has the socket on an address that is an end of a connection.
-    Sockets of the loopback interface don't count if another program uses the port, too.  If there is no sign
-    that pluto runs, yield a Trouble if another program uses the port.  Otherwise raises the same errors as
-    Facts.process() if pluto's process is not visible.
+    If pluto has a socket for peers, another program's socket matters only on an address that is an end of a
+    connection, and where pluto has none.  If another program uses the port, pluto's sockets on the loopback
+    interface are not sockets for peers.  Raises the same errors as Facts.process(), unless another program
+    uses the port and there is no sign that pluto runs.
     """
     sockets = [(entry.address, own) for entry, own in facts.sockets() if entry.port == port]
     others = [address for address, own in sockets if not own]
@@ -20763,9 +20762,9 @@ def not_loaded_reason(facts: Facts, conn: Conn) -> str:
 def refusal_sentence(conn: Conn, text: str) -> str:
     """Return the reason why pluto refused a connection, without values that may be secrets.
 
-    `text` is the text of the line in pluto's log.  A text in quotes stays if it is part of the connection's
-    algorithms, addresses or nicknames of certificates; any other text in quotes is replaced by `…`.  After
-    `KEYWORD=`, the value is left out.  A separate word that repeats such a value is replaced by `…`.
+    `text` is the text of the line in pluto's log.  A text in quotes is replaced by `…`, unless it is part of
+    a value that is no secret, such as ike= or left=.  After `KEYWORD=`, the value is left out.  A separate
+    word that repeats such a value is replaced by `…`.
     """
     text = text.partition("connection: ")[2] or text
     keys = ("ike", "esp", "ah", "leftcert", "rightcert", "left", "right")
@@ -21087,7 +21086,7 @@ def check_nss_files(facts: Facts) -> Iterator[Trouble]:
     if strange:
         yield ("FAIL", "BROKEN",
                f"{directory}/{strange[0]} is not a regular file: restore a backup, or make {ANEW}",
-               new_database(facts))
+               new_database_fix(facts))
     if not lacking:
         return
 
@@ -21095,15 +21094,15 @@ def check_nss_files(facts: Facts) -> Iterator[Trouble]:
         host.listdir(directory)  # listdir() raises PermissionError if only root can read the directory
     reason = f"{directory} has no {' and no '.join(lacking)}"
     if len(lacking) == 1:
-        yield ("FAIL", "MISSING", f"{reason}: restore a backup, or make {ANEW}", new_database(facts))
+        yield ("FAIL", "MISSING", f"{reason}: restore a backup, or make {ANEW}", new_database_fix(facts))
     elif has_old_database(facts):
-        yield "FAIL", "MISSING", reason, taken_over_database(facts)
+        yield "FAIL", "MISSING", reason, old_database_fix(facts)
     else:
-        yield "FAIL", "MISSING", reason, new_database(facts)
+        yield "FAIL", "MISSING", reason, new_database_fix(facts)
 
 
 def has_old_database(facts: Facts) -> bool:
-    """Return whether there is an old NSS database that taken_over_database() moves or migrates.
+    """Return whether there is an old NSS database that old_database_fix() moves or migrates.
 
     Also return True if only root can find that out, because `ipsec checknss` also works without an old
     database.
@@ -21120,7 +21119,7 @@ def has_old_database(facts: Facts) -> bool:
     return any(map(host.exists, old))
 
 
-def taken_over_database(facts: Facts) -> str:
+def old_database_fix(facts: Facts) -> str:
     """Return a command that moves or migrates an old NSS database to the directory that pluto uses.
 
     `ipsec checknss` does not convert and move a database in one run.  So if the directory of libreswan 3.x
@@ -21136,7 +21135,7 @@ def taken_over_database(facts: Facts) -> str:
                        *(["ipsec", "checknss", "--nssdir", place] for place in places))
 
 
-def new_database(facts: Facts) -> str:
+def new_database_fix(facts: Facts) -> str:
     """Return a command that makes a new NSS database.
 
     If the directory already has files of a database, the command first moves them to a new subdirectory.
@@ -21168,7 +21167,7 @@ def check_nss_health(facts: Facts) -> Iterator[Trouble]:
         damage = file_damage(facts, base, name)
         if damage:
             yield ("FAIL", "BROKEN", f"{directory}/{name} {damage}: restore a backup, or make {ANEW}",
-                   new_database(facts))
+                   new_database_fix(facts))
 
     folder, keys = host.stat(directory), host.stat(f"{directory}/key4.db")
     is_open = folder.st_mode & 0o022 or keys.st_mode & 0o077
@@ -21235,10 +21234,9 @@ def file_damage(facts: Facts, base: NssDatabase, name: str) -> str:
     """Return the damage of a file of the NSS database as the rest of a sentence, such as `is cut short`.
 
     Return an empty string if no damage is found.  Format and size come from the file's header
-    (fileformat2.html of SQLite, 1.3), because the import of sqlite3 is slow.  sqlite3 checks the pages of the
-    file only if a connection names a certificate or a key, if the database has a certificate, or if the file
-    may contain a view or a trigger.  Raises OSError if the file can't be read, and Failure if sqlite3 can't
-    check the file.
+    (fileformat2.html of SQLite, 1.3).  The import of sqlite3 is slow, so sqlite3 checks the pages of the file
+    only if Facts.needs_database is true, or if the file may contain a view or a trigger.  Raises OSError if
+    the file can't be read, and Failure if sqlite3 can't check the file.
     """
     path = f"{base.directory}/{name}"
     head = next(facts.host.chunks(path), b"")[:100]
@@ -21430,12 +21428,11 @@ def identity_troubles(conn: Conn, side: str, held: Held) -> Iterator[Trouble]:
 
 def validity_troubles(entry: Held, issuers: Mapping[str, list[tuple[Parsed, Certificate]]],
                       checked_issuers: set[str], *, is_used: bool) -> Iterator[Trouble]:
-    """Yield a Trouble if the certificate that pluto uses for a nickname is not valid, or expires soon.
+    """Yield a Trouble if the certificate that pluto uses for a nickname is unreadable, invalid or expires soon.
 
-    If the certificate can't be parsed, yield only a Trouble that says so.  If the certificate has a private
-    key and `is_used` is true, also yield a Trouble for each CA of its chain that is missing, is not valid, or
-    expires soon.  `is_used` is True if a connection names the certificate.  `issuers` comes from
-    cas_by_subject().  `checked_issuers` has the subjects of the CAs that earlier calls checked.  The function
+    If the certificate has a private key and `is_used` is true, the CAs of its chain are also checked, and a
+    missing CA is a Trouble.  `is_used` is True if a connection names the certificate.  `issuers` comes from
+    cas_by_subject().  `checked_issuers` has the subjects of CAs that earlier calls checked.  The function
     stops at such a CA, and adds the subjects of the CAs that it checks.
     """
     parsed, certificate = entry.chosen()
@@ -21541,7 +21538,7 @@ def psks(facts: Facts, files: Sequence[str], names: Mapping[str, str]) -> Iterat
            "matches if it has no ID, only the ID of this end, or exactly two of these: the ID of this end, "
            "the ID of the peer, %any. %any without the other two is enough. Entries that pluto does not load "
            "are ignored. Also whether pluto drops IDs of entries, and whether entries with the same IDs have "
-           "different keys. It does not ask DNS for host names.",
+           "different keys. This check does not ask DNS for host names.",
     matters="Without a matching entry, pluto has no key for the peer, and IKE fails. If pluto drops all IDs "
             "of an entry, the entry matches every peer, or every user with XAUTH. Pluto drops a name without "
             "@ if DNS does not resolve the name.",
@@ -21644,9 +21641,8 @@ def has_psk(conn: Conn, here: str, groups: Mapping[str | None, Sequence[Sequence
             names: Mapping[str, str]) -> bool | None:
     """Return whether pluto has a PSK for a connection.  Return None if this depends on an unknown ID.
 
-    `here` is the side that is this host, or empty if unknown.  `groups` maps an ID to the IDs of each PSK
-    entry with this ID.  The key "" is for IDs that match any ID, and for entries without IDs.  The key None
-    is for IDs that can't be compared.  `names` comes from host_names().
+    `here` is the side that is this host, or empty if unknown.  missing_psks() explains `groups`.  `names`
+    comes from host_names().
     """
     ids = {side: comparable_id(conn.get(f"{side}id") or conn.get(side), names) for side in ("left", "right")}
     answers: list[bool | None] = []
@@ -21664,7 +21660,7 @@ def fitting_psks(ours: str | None, theirs: str | None,
 
     An item is None if it is unknown whether pluto uses the PSK.  `ours` and `theirs` are IDs in the form that
     comparable_id() returns.  If one of them can't be compared, return [None], or an empty list if there are
-    no PSKs.  A PSK may have more than one item.  `groups` is the same as in has_psk().
+    no PSKs.  A PSK may have more than one item.  missing_psks() explains `groups`.
     """
     if ours is None or theirs is None:
         return [None] if groups else []
@@ -21829,8 +21825,8 @@ def holds_secrets(host: Host, name: str) -> bool:
 # Checks of connections, of versions and of policies: overlap, versions, fips, crypto_policy, selinux
 
 
-# Two connections may have the same networks if their values of one of these keywords differ, because their
-# policies then differ in more than their networks.
+# Connections with the same networks do not overlap if one of these keywords has different values in them,
+# because the kernel can then distinguish their policies.
 SHARING_KEYWORDS = ("mark", "mark-in", "mark-out", "vti-interface", "ipsec-interface", "leftprotoport",
                     "rightprotoport", "sec-label")
 
@@ -22015,7 +22011,7 @@ def check_findings(facts: Facts, check: Check) -> Iterator[Finding]:
     try:
         for level, word, why, fix in check.function(facts):
             is_fine = False
-            yield Finding(check.name, check.text, level, word, why, on_its_system(facts.host, fix))
+            yield Finding(check.name, check.text, level, word, why, with_chroot(facts.host, fix))
         if is_fine:
             facts.require_all_sources()
             yield Finding(check.name, check.text)
@@ -22037,7 +22033,7 @@ def not_checked(host: Host, check: Check, error: OSError | Failure) -> Finding:
     return Finding(check.name, check.text, "SKIP", "UNKNOWN", error_text(error), fix, cause)
 
 
-def on_its_system(host: Host, fix: str) -> str:
+def with_chroot(host: Host, fix: str) -> str:
     """Return the command `fix`.  Under --root, put a chroot to the checked system before the command."""
     if not host.root or not fix:
         return fix
@@ -22069,12 +22065,12 @@ def cause_line(cause: str, checks: Sequence[str], shown: Collection[str], *, is_
     `cause` is a key of SKIP_CAUSES, and `checks` has the names of these checks.  `shown` has the names of the
     checks that have a line of their own.  `is_whole` is True if the user asked for all checks.
     """
-    verb_for_one, verb_for_several, rest, before = SKIP_CAUSES[cause]
-    more = "more " if before in shown else ""
+    verb_for_one, verb_for_several, need_text, cause_check = SKIP_CAUSES[cause]
+    more = "more " if cause_check in shown else ""
     if len(checks) == 1:
-        sentence = f"1 {more}check {verb_for_one} {rest}"
+        sentence = f"1 {more}check {verb_for_one} {need_text}"
     else:
-        sentence = f"{len(checks)} {more}checks {verb_for_several} {rest}"
+        sentence = f"{len(checks)} {more}checks {verb_for_several} {need_text}"
     if cause == "root":
         command_words = ["sudo", "ipsec", "verify"]
         if not is_whole:
@@ -24109,8 +24105,8 @@ class Diagnoser:
         host_bits = "/128" if ":" in ours else "/32"
         if ours in EVERYTHING or ours.removesuffix(host_bits) == tunnel.conn.get(tunnel.here):
             return ""  # the source is unknown, or it is this host's address, which NAT does not change
-        return self.facts.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner,
-                                 state="new", family=family_of(ours), ipsec_out="exists ipsec")
+        return self.facts.insert_command("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner,
+                                         state="new", family=family_of(ours), ipsec_out="exists ipsec")
 
     # common to all states
 

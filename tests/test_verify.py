@@ -111,13 +111,13 @@ def test_the_firewall_is_checked_for_every_tunnel(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Facts, "tunnels", tunnels)
     asked: list[tuple[str, str, str, str]] = []
 
-    def blocks(hooks: str, *_: object, **packet: str) -> str:
+    def insert_command(hooks: str, *_: object, **packet: str) -> str:
         device = packet.get("in") or packet["out"]
         asked.append((hooks, device, packet["family"], packet["proto"].split()[0]))
         return ""
 
-    monkeypatch.setattr(facts, "undecided", lambda *_, **__: "")
-    monkeypatch.setattr(facts, "blocks", blocks)
+    monkeypatch.setattr(facts, "undecided_chain", lambda *_, **__: "")
+    monkeypatch.setattr(facts, "insert_command", insert_command)
     assert list(CHECKS["firewall"].function(facts)) == []
     for tunnel in tunnels:
         for hooks in ("prerouting input", "output postrouting"):
