@@ -20783,8 +20783,10 @@ def refusal_sentence(conn: Conn, text: str) -> str:
 
 def orientation_trouble(facts: Facts, conn: Conn) -> Trouble:
     """Return the Trouble for a connection for which pluto does not know which end is this host."""
-    ends, what = (conn.get("left"), conn.get("right")), f"conn {conn.name}"
-    limit, is_known = listen_setting(facts.config), conn.name in facts.sides
+    ends = conn.get("left"), conn.get("right")
+    what = f"conn {conn.name}"
+    limit = listen_setting(facts.config)
+    is_known = conn.name in facts.sides
     if both_here(facts, conn):
         return ("FAIL", "BOTH ENDS", f"{what}: both {ends[0]} and {ends[1]} are addresses of this host",
                 edit_command(conn))
@@ -20848,7 +20850,7 @@ def loaded_subnets(entry: Mapping[str, Any], end: str) -> list[str | None]:
     return [local if end == "local" else remote for local, remote in pairs]
 
 
-# If a connection that need not be up is down for one of these causes, there is no problem.
+# A connection that need not be up may be down for these causes.
 ENDED_CAUSES = frozenset((*PENDING_CAUSES, "deleted", "peer-gone"))
 
 
@@ -21961,8 +21963,8 @@ def check_selinux(facts: Facts) -> Iterator[Trouble]:
     denied = [line for line in split_lines(host.chunks(log, start)) if is_denial(line)]
     if denied:
         last = denied[-1].partition("avc:")[2].strip()[:120]
-        yield ("WARN", "DENIED",
-               f"SELinux denied pluto an access {len(denied)} times; the last message is: {last}",
+        times = "once" if len(denied) == 1 else f"{len(denied)} times"
+        yield ("WARN", "DENIED", f"SELinux denied pluto an access {times}; the last message is: {last}",
                "ausearch -m avc -c pluto")
 
 
