@@ -1012,7 +1012,7 @@ def write_zip(target: Path, entries: Mapping[str, bytes]) -> None:
                 entry.create_system = 3  # Unix
                 entry.external_attr = 0o100644 << 16  # the mode of the file
                 entry.compress_type = zipfile.ZIP_DEFLATED
-                if name == "__main__.py" or name.endswith(".blocks"):  # parts of blocks are compressed
+                if name == "__main__.py" or name.endswith(".blocks"):  # the blocks are already compressed
                     entry.compress_type = zipfile.ZIP_STORED
                 archive.writestr(entry, entries[name], compresslevel=9)
     target.chmod(0o755)

@@ -469,7 +469,7 @@ def open_file_behind(part: str, directory: int, link: os.stat_result) -> os.stat
 
 
 def is_own_descriptor(part: str, info: os.stat_result) -> bool:
-    """Return whether this process has the descriptor with the number `part`, for the file of `info`."""
+    """Return whether descriptor number `part` of this process refers to the file that `info` describes."""
     try:
         return os.path.samestat(os.fstat(int(part)), info)
     except (OSError, ValueError):
