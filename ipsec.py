@@ -3586,8 +3586,9 @@ class Conn:
 
     `settings` has the settings by keyword, `alsos` the names of the sections from also=.  `broken` is the last
     problem because of which `addconn NAME` does not load the connection, or None: also= names a missing
-    section, a keyword has two values, or only one end has networks.  When pluto starts, libreswan 4 still
-    loads a connection with a missing section, and one whose second value comes from also=.
+    section, a keyword has two values, or, before 5.0, only one end has networks although it
+    has leftsubnets= or rightsubnets=.  When pluto starts, libreswan 4 still loads a connection with a missing
+    section, and one whose second value comes from also=.
     """
 
     def __init__(self, section: Section) -> None:
@@ -13297,7 +13298,7 @@ def stack_stop(host: Host) -> list[str]:
     """Remove pluto's states and policies from the kernel, restore the sysctls, and return an empty list.
 
     If a pluto may run, change nothing and return the lines of signs_of_pluto().  Modules stay loaded, because
-    unloading them may take very long.  If a sysctl can't be restored, print a warning and leave the other ones
+    unloading them may take very long.  If a sysctl can't be restored, print a warning and leave those after it
     as they are.  Raises what flush_states_and_policies() raises, and OSError if the file of saved_sysctls()
     can't be removed.
     """
@@ -15146,7 +15147,8 @@ def is_cut(text: str) -> bool:
     """Return whether the end of an addconn message may be missing.
 
     The end may be missing if a quote is open, or if the message begins with the name of a file (`"/...`).
-    `ERROR ` before that name is ignored.  The end is also missing if the text is empty or a part of `ERROR `.
+    `ERROR ` before that name is ignored.  The end is also missing if the text is empty, or is only a beginning
+    of `ERROR `.
     """
     text = text.removeprefix("ERROR ")
     return text.count('"') % 2 > 0 or text.startswith('"/') or "ERROR ".startswith(text)
@@ -21643,8 +21645,8 @@ def has_psk(conn: Conn, here: str, groups: Mapping[str | None, Sequence[Sequence
             names: Mapping[str, str]) -> bool | None:
     """Return whether pluto has a PSK for a connection.  Return None if this depends on an unknown ID.
 
-    `here` is the side that is this host, or empty if unknown.  missing_psks() explains `groups`.  `names`
-    comes from host_names().
+    `here` is the side that is this host, or empty if unknown.  A comment in missing_psks() explains `groups`.
+    `names` comes from host_names().
     """
     ids = {side: comparable_id(conn.get(f"{side}id") or conn.get(side), names) for side in ("left", "right")}
     answers: list[bool | None] = []
@@ -21662,7 +21664,7 @@ def fitting_psks(ours: str | None, theirs: str | None,
 
     An item is None if it is unknown whether pluto uses the PSK.  `ours` and `theirs` are IDs in the form that
     comparable_id() returns.  If one of them can't be compared, return [None], or an empty list if there are
-    no PSKs.  A PSK may have more than one item.  missing_psks() explains `groups`.
+    no PSKs.  A PSK may have more than one item.  A comment in missing_psks() explains `groups`.
     """
     if ours is None or theirs is None:
         return [None] if groups else []
@@ -24628,8 +24630,8 @@ class WhackRunner:
         """Print why a connection did not come up; return the exit status of the command.
 
         Print nothing if the connection is up by now, or if whack reports no failure and the kind of the
-        connection has no IPsec SA.  With --once, also take the connection down; with --timeout, too, unless
-        --keep-trying is given.  `status` is whack's exit status, or None if whack did not end in time.
+        connection has no IPsec SA.  Otherwise, take the connection down with --once, or with --timeout but
+        without --keep-trying.  `status` is whack's exit status, or None if whack did not end in time.
         """
         diagnoser: Diagnoser = load_part("Diagnoser")(self.host, 10.0)
         diagnoser.whack_lines = wait.lines
