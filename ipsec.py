@@ -2272,15 +2272,20 @@ def takes_output(fd: int) -> bool:
         return True
 
 
-def install_command(host: Host, package: str) -> str:
+def print_json(host: Host, records: Sequence[Any]) -> None:
+    """Print a list of records or dicts as JSON.  Raises Missing if this Python has no module json."""
+    host.print(need("json", "--json").dumps(records, default=lambda record: record._asdict(), indent=1))
+
+
+def install_command(host: Host) -> str:
     """Return the command that installs a package with the first of PACKAGE_MANAGERS that the host has.
 
     Return the command of apt-get if the host has none.
     """
     for name, action in PACKAGE_MANAGERS.items():
         if any(host.executable(f"{directory}/{name}") for directory in SYSTEM_PATH):
-            return f"{name} {action} {package}"
-    return f"apt-get install {package}"
+            return f"{name} {action} libreswan"
+    return "apt-get install libreswan"
 
 
 def is_libreswan_installed(host: Host) -> bool:
@@ -2292,7 +2297,7 @@ def libreswan_hint(host: Host, hint: str) -> str:
     """Return `hint` or, if libreswan is not installed, a hint that says so and how to install it."""
     if is_libreswan_installed(host):
         return hint
-    return f"libreswan is not installed ({install_command(host, 'libreswan')})"
+    return f"libreswan is not installed ({install_command(host)})"
 
 
 def start_hint(host: Host) -> str:
@@ -3604,10 +3609,9 @@ class Conn:
         setting = self.settings.get(key)
         return setting.value if setting else default
 
-    def flag(self, key: str, default: bool = False) -> bool:
-        """Return the value of a yes/no keyword, or `default` if the value is missing or empty."""
-        value = self.get(key)
-        return is_yes(value) if value else default
+    def flag(self, key: str) -> bool:
+        """Return the value of a yes/no keyword, or False if the value is missing or empty."""
+        return is_yes(self.get(key))
 
     @property
     def auto(self) -> str:
@@ -4388,11 +4392,6 @@ class Config:
         """Return the setting of `config setup` for a keyword, or None if the keyword is not set."""
         return self._setup.get(key)
 
-    def flag(self, key: str, default: bool = False) -> bool:
-        """Return the value of a yes/no keyword of `config setup`, or `default` if it is missing or empty."""
-        value = self.setup(key)
-        return is_yes(value) if value else default
-
     def number(self, key: str, default: int | None = None) -> int | None:
         """Return a whole number of `config setup`, or `default` if it is not set or is no whole number."""
         value = self.setup(key)
@@ -4759,19 +4758,6 @@ def nss_passwords(host: Host, directory: str = "") -> dict[str, str]:
     except OSError:
         return passwords  # the file is missing, or this user is not permitted to read it
     return passwords
-
-
-def nss_password(host: Host, token: str = "NSS Certificate DB", directory: str = "") -> str | None:
-    """Return the password of an NSS token, or None if the file nsspassword has none for the token.
-
-    NSS names the token of its database differently in FIPS mode.  For this token, the function looks up both
-    names, and then a line without a token.  Pluto is stricter, see password_file_troubles().
-    """
-    passwords = nss_passwords(host, directory)
-    names = [token]
-    if token in ("NSS Certificate DB", "NSS FIPS 140-2 Certificate DB"):
-        names += ["NSS Certificate DB", "NSS FIPS 140-2 Certificate DB", ""]
-    return next((passwords[name] for name in names if name in passwords), None)
 
 
 def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = None) -> Redactor:
@@ -7095,9 +7081,14 @@ def is_pluto(host: Host, pid: int) -> bool:
         return False
 
 
+def pid_file(host: Host) -> str:
+    """Return the path of the file in which pluto writes its process id."""
+    return f"{host.rundir}/pluto.pid"
+
+
 def find_pluto(host: Host) -> int | None:
     """Return the PID in pluto's pid file, or None if there is no such file or no running pluto with that PID."""
-    text = host.value(f"{host.rundir}/pluto.pid").strip()
+    text = host.value(pid_file(host)).strip()
     if is_number(text) and is_pluto(host, int(text)):
         return int(text)
     return None
@@ -7158,20 +7149,19 @@ def has_module(host: Host, *names: str) -> bool:
     return any(host.isdir(f"/sys/module/{name.replace('-', '_')}") for name in names)
 
 
-def crypto_algorithms(host: Host) -> dict[str, str]:
-    """Return the algorithms in /proc/crypto, such as `rfc4106(gcm(aes))`, each with its type.
+def crypto_entries(host: Host) -> Iterator[dict[str, str]]:
+    """Yield the fields of each algorithm in /proc/crypto, such as name and type.
 
     The kernel can load more algorithms on demand.  Raises OSError if the file can't be read.
     """
-    types: dict[str, str] = {}
-    name = ""
-    for line in host.lines("/proc/crypto"):
-        key, _, value = line.partition(":")
-        if key.strip() == "name":
-            name = value.strip()
-        elif key.strip() == "type":
-            types.setdefault(name, value.strip())
-    return types
+    entry: dict[str, str] = {}
+    for line in (*host.lines("/proc/crypto"), ""):  # an empty line ends an entry
+        if line.strip():
+            key, _, value = line.partition(":")
+            entry[key.strip()] = value.strip()
+        elif entry:
+            yield entry
+            entry = {}
 
 
 def open_files(host: Host, pid: int) -> set[str]:
@@ -7437,7 +7427,6 @@ class Pluto(Record):
     """The running pluto's version, the type of its socket, and the build options that change its messages."""
 
     version: str  # The version in pluto's status, with any suffix; empty if the status shows no version.
-    packets: bool  # True if the type of pluto's socket is SOCK_SEQPACKET.
     labelled: bool = False  # USE_LABELED_IPSEC
     seccomp: bool = False  # USE_SECCOMP
 
@@ -7540,7 +7529,7 @@ def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
                 labelled = "<unsupported>" not in text
             elif text.startswith(("nat-traversal", "algorithm")):
                 break  # the version and build options come before this line
-    host.pluto = Pluto(version, packets=talk.packets, labelled=labelled, seccomp=seccomp)
+    host.pluto = Pluto(version, labelled=labelled, seccomp=seccomp)
     return host.pluto
 
 
@@ -9941,7 +9930,9 @@ class NssDatabase:
         self.directory = os.path.normpath((directory or pluto_nssdir(host)).removeprefix("sql:"))
         self.passwords = nss_passwords(host)
         if password is None:
-            password = nss_password(host, NSS_TOKENS[0])
+            # Unlike pluto (password_file_troubles()), take a line of either token, then one without a token.
+            names = (*NSS_TOKENS, "")
+            password = next((self.passwords[name] for name in names if name in self.passwords), None)
         self.password = password
         self.opened = -1  # A descriptor of the directory while it is locked, otherwise -1.
         # True from the moment when a change can't be undone until all files of the change are in place.
@@ -10783,7 +10774,7 @@ def same_content(host: Host, one: str, other: str) -> bool:
             base.close()
 
 
-def copy_database(host: Host, source: str, target: str) -> None:
+def copy_database(source: str, target: str) -> None:
     """Copy the database files that exist in the directory `source` to the directory `target`.
 
     Raises OSError if a file is locked or can't be copied.  Raises Failure if SQLite can't copy a file that
@@ -10867,7 +10858,7 @@ def move_database(base: NssDatabase, old: str) -> None:
         if not base.has(*NSS_FILES[1:]):
             source.check()
             base.build(lambda path: base.within(
-                lambda: copy_database(base.host, base.host.path(source.directory), path)))
+                lambda: copy_database(base.host.path(source.directory), path)))
             remove_database(source)
             base.host.print(f"Moved the NSS database from {source.directory} to {base.directory}")
         # both hold the same data if an earlier move was killed before it removed the old database
@@ -10994,7 +10985,7 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
         before = {(certificate.der, certificate.has_key) for certificate in base.certificates()}
 
         def work(path: str) -> None:
-            base.within(lambda: copy_database(host, host.path(base.directory), path))
+            base.within(lambda: copy_database(host.path(base.directory), path))
             try:
                 base.tool("pk12util", "-i", "{0}", "-w", "{1}", directory=path, secret="-k",
                           files=[pkcs12, pkcs12_password + b"\n"])
@@ -13059,11 +13050,6 @@ def wait_until(done: Callable[[], object], seconds: float) -> bool:
 IKE_PORTS = (500, 4500)  # RFC 7296: UDP 500 for IKE, UDP 4500 for IKE and ESP; RFC 8229: TCP 4500
 
 
-def pid_file(host: Host) -> str:
-    """Return the path of the file in which pluto writes its process id."""
-    return f"{host.rundir}/pluto.pid"
-
-
 def pluto_answers(host: Host) -> bool:
     """Return whether a pluto answers on the control socket."""
     try:
@@ -13558,9 +13544,7 @@ class Direct:
         except OSError as error:
             output += encode(f"{error_text(error)}\n")  # chunks() rejects a device, such as /dev/null
         complain(host, output)
-        signs = clean_up(host)
-        if signs:
-            host.warn(f"the kernel states, policies and files that pluto left are not removed: {signs[0]}")
+        finish_stop(host, ended=True)
         raise Failure(f"pluto {ending}", status or ERROR, f"its log: {log}")
 
     def stop(self) -> int:
@@ -14249,15 +14233,14 @@ def options_by_name(options: Iterable[Opt]) -> dict[str, Opt]:
     return by_name
 
 
-def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whose: str, *,
-                  permute: bool = True) -> list[str]:
+def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whose: str) -> list[str]:
     """Parse words: put the options into `args`, and return the operands.
 
     Options are written as `--name value`, `--name=value` or `-d value`; `--` ends the options.  Other forms of
     getopt_long(3) are not supported: abbreviated names, `-dVALUE` and joined options (`-ab`).  If an option
-    needs a value, the next word is this value, even if it begins with a dash.  If not `permute`, the first
-    operand ends the options.  `whose` names the command in messages.  Raises Failure(USAGE) if an option is
-    unknown, lacks its value, or has a value that it does not take.
+    needs a value, the next word is this value, even if it begins with a dash.  `whose` names the command in
+    messages.  Raises Failure(USAGE) if an option is unknown, lacks its value, or has a value that it does not
+    take.
     """
     known = options_by_name(options)
     operands: list[str] = []
@@ -14267,8 +14250,6 @@ def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whos
         if word == "--":
             return [*operands, *remaining]
         if not word.startswith("-") or word == "-":
-            if not permute:
-                return [word, *remaining]
             operands.append(word)
             continue
 
@@ -14351,6 +14332,7 @@ GLOBAL_OPTIONS = (
 )
 # Options of commands that 5.x accepts both before and after the command
 SHARED_OPTIONS = (ASYNC_OPTION, REMOTE_HOST_OPTION, UTC_OPTION, VERBOSE_OPTION, DRY_RUN_OPTION, NATIVE_OPTION)
+LEADING_OPTIONS = (*GLOBAL_OPTIONS, *SHARED_OPTIONS)
 
 
 def count_leading(words: Sequence[str]) -> int:
@@ -14358,7 +14340,7 @@ def count_leading(words: Sequence[str]) -> int:
 
     If the last word is an option whose value is missing, the result is len(words) + 1.
     """
-    known = options_by_name((*GLOBAL_OPTIONS, *SHARED_OPTIONS))
+    known = options_by_name(LEADING_OPTIONS)
     count = 0
     while count < len(words):
         name, equals, _ = words[count].partition("=")
@@ -14602,7 +14584,7 @@ def unknown_command(host: Host, name: str) -> Failure:
     if name in NOT_HERE:
         reason, hint = NOT_HERE[name]
         if name == "pluto":
-            hint = install_command(host, "libreswan")
+            hint = install_command(host)
         return Failure(f"ipsec {name}: {reason}", ERROR, hint)
 
     if name in SYNONYMS:
@@ -17024,13 +17006,6 @@ class LogLine(Record):
     text: str
 
 
-class PlutoLog(Record):
-    """Lines of pluto's log without debug messages, and their source: a file or a command."""
-
-    source: str
-    lines: list[LogLine]
-
-
 def read_log_line(line: str) -> LogLine:
     """Split a line of a log file, of syslog or of the journal into its time and pluto's message."""
     when = stamp(line)
@@ -17053,15 +17028,16 @@ def tail_of_file(host: Host, name: str) -> list[str]:
     return lines
 
 
-def read_pluto_log(host: Host, config: Config, timeout: float = 10.0) -> PlutoLog:
-    """Return pluto's log since pluto's last start, or all lines that were read if they have no start.
+def read_pluto_log(host: Host, config: Config, timeout: float = 10.0) -> list[LogLine]:
+    """Return the lines of pluto's log since pluto's last start, without debug messages.
 
-    The sources are logfile=, the journal, and the files of SYSLOGS in which pluto logged a start.  The first
-    source that has messages is used.  If there is none, raises PermissionError if this process is not
-    permitted to read a source, otherwise Missing.
+    If the lines that were read have no start, all of them are returned.  The sources are logfile=, the
+    journal, and the files of SYSLOGS in which pluto logged a start.  The first source that has messages is
+    used.  If there is none, raises PermissionError if this process is not permitted to read a source,
+    otherwise Missing.
     """
     denied: Exception | None = None
-    for source, read_lines in log_sources(host, config, timeout):
+    for read_lines in log_sources(host, config, timeout):
         try:
             lines = read_lines()
         except PermissionError as error:
@@ -17077,7 +17053,7 @@ def read_pluto_log(host: Host, config: Config, timeout: float = 10.0) -> PlutoLo
         # debug messages begin with `| `; they don't name causes
         entries = [entry for entry in entries if entry.text and not entry.text.startswith("|")]
         if entries:
-            return PlutoLog(source, entries)
+            return entries
 
     if denied:
         raise denied
@@ -17130,26 +17106,18 @@ def journal_title(argv: Sequence[str]) -> str:
     return " ".join(words)
 
 
-def journal_lines(host: Host, argv: Sequence[str], timeout: float) -> list[str]:
-    """Return the lines that a journalctl command prints.
-
-    Raises Denied if this process is not permitted to read the journal, Failure if the command fails.
-    """
-    return list(split_lines(denied_if_refused(host.stream(argv, timeout=timeout))))
-
-
-def log_sources(host: Host, config: Config, timeout: float) -> Iterator[tuple[str, Callable[[], list[str]]]]:
-    """Yield the files and commands that may have pluto's log: a name, and a function that returns the last lines."""
+def log_sources(host: Host, config: Config, timeout: float) -> Iterator[Callable[[], list[str]]]:
+    """Yield a function for each file or command that may have pluto's log.  It returns the last lines."""
     logfile = config.setup("logfile")
     if logfile:
-        yield logfile, lambda: tail_of_file(host, logfile)
+        yield lambda: tail_of_file(host, logfile)
     journal = journal_command(host)
     if journal:
         argv = [*journal, "-t", "pluto", "-n", str(LOG_LINES), "--no-pager", "-q", "-o", "short-iso"]
-        yield journal_title(argv), lambda: journal_lines(host, argv, timeout)
+        yield lambda: list(split_lines(denied_if_refused(host.stream(argv, timeout=timeout))))
     for name in SYSLOGS:
         if host.exists(name):
-            yield name, lambda name=name: syslog_lines(host, name)  # type: ignore[misc]
+            yield lambda name=name: syslog_lines(host, name)  # type: ignore[misc]
 
 
 def syslog_lines(host: Host, name: str) -> list[str]:
@@ -17473,15 +17441,6 @@ def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
     return None
 
 
-def last_clue(log: PlutoLog, name: str, peers: Collection[str]) -> Clue | None:
-    """Return the most likely cause why a connection is down, and the line of the log that shows this cause.
-
-    Return None if no line of the last attempts has a cause.
-    """
-    clues = last_clues(read_attempts(log.lines, name, peers))
-    return clues[0] if clues else None
-
-
 # After a message with a cause that is not in SENDS_AGAIN, `ipsec up` waits at most this many seconds for more
 # output of whack, because some releases of pluto never close the connection to whack after such a failure.
 LET_GO_TIME = 6.0
@@ -17543,11 +17502,11 @@ def explain_tunnels(host: Host, failed: Sequence[TunnelRow]) -> None:
         return  # nothing is printed: `ipsec why` reports that the log can't be read
     for row in failed:
         peers = [row.remote_host] if row.remote_host else []
-        clue = last_clue(log, row.name, peers)
-        if clue and (row.problem is None or row.state == "connecting"):
-            row.problem = clue.cause.short
-            if clue.line.when and row.state == "down":
-                row.since = int(clue.line.when)
+        clues = last_clues(read_attempts(log, row.name, peers))
+        if clues and (row.problem is None or row.state == "connecting"):
+            row.problem = clues[0].cause.short
+            if clues[0].line.when and row.state == "down":
+                row.since = int(clues[0].line.when)
 
 
 # --- causes: why a connection may be down -------------------------------------------------------------------
@@ -18370,8 +18329,8 @@ class NotChecked(Failure):
     `cause` is a key of SKIP_CAUSES.  The report prints one line for all checks with the same cause.
     """
 
-    def __init__(self, cause: str, message: str, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
         self.cause = cause
 
 
@@ -18462,13 +18421,13 @@ def once(method: Callable[[Any], T]) -> Callable[[Any], T]:
     return remembered
 
 
-def few(names: Sequence[str], noun: str = "") -> str:
-    """Return the first five names as a list for a message, with `noun` before each name.
+def few(names: Sequence[str], noun: str = "", most: int = 5) -> str:
+    """Return the first `most` names as a list for a message, with `noun` before each name.
 
     If there are more names, the list ends with their number: `a, b, c, d, e and 3 more`.
     """
-    shown = ", ".join(noun + name for name in names[:5])
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
+    shown = ", ".join(noun + name for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 class Facts:
@@ -18711,7 +18670,7 @@ class Facts:
         if not self.host.exists(file):
             raise Missing(f"it is unknown which ports are in use, because {file} does not exist")
         own = open_files(self.host, self.pid) if self.pid else set()
-        entries = list_sockets(self.host, (500, 4500), self.pid, ("udp", "udp6"))
+        entries = list_sockets(self.host, IKE_PORTS, self.pid, ("udp", "udp6"))
         return [(entry, f"socket:[{entry.inode}]" in own) for entry in entries]
 
     @once
@@ -18727,6 +18686,11 @@ class Facts:
             if failure.hint == NOT_ALLOWED and not self.host.superuser:
                 raise PermissionError(failure.message) from None
             raise
+
+    @once
+    def log(self) -> list[LogLine]:
+        """Return read_pluto_log().  Raises the same errors."""
+        return read_pluto_log(self.host, self.config, self.timeout)
 
     def pluto_setting(self, name: str) -> str:
         """Return the value of a setting in pluto's status.
@@ -18927,8 +18891,14 @@ class Facts:
 
     @once
     def crypto(self) -> dict[str, str]:
-        """Return crypto_algorithms() of this host.  Raises OSError if /proc/crypto can't be read."""
-        return crypto_algorithms(self.host)
+        """Return the algorithms in /proc/crypto, such as `rfc4106(gcm(aes))`, each with its type.
+
+        Raises OSError if the file can't be read.
+        """
+        types: dict[str, str] = {}
+        for entry in crypto_entries(self.host):
+            types.setdefault(entry.get("name", ""), entry.get("type", ""))
+        return types
 
     # --- the firewall ---------------------------------------------------------------------------------------
 
@@ -19115,8 +19085,8 @@ def pluto_fix(facts: Facts, *, is_hung: bool) -> str:
 
     If pluto is not installed, the command installs libreswan.
     """
-    if not facts.host.exists(os.path.join(facts.host.execdir, "pluto")):
-        return install_command(facts.host, "libreswan")
+    if not is_libreswan_installed(facts.host):
+        return install_command(facts.host)
     return "ipsec restart" if is_hung else "ipsec start"
 
 
@@ -19131,16 +19101,15 @@ def pluto_fix(facts: Facts, *, is_hung: bool) -> str:
             "Without them there are no tunnels.",
     fix="Install the package libreswan. If pluto is in another directory, set IPSEC_EXECDIR.")
 def check_installed(facts: Facts) -> Iterator[Trouble]:
-    program = os.path.join(facts.host.execdir, "pluto")
-    if not facts.host.exists(program):
+    if not is_libreswan_installed(facts.host):
         yield ("FAIL", "FAILED", f"libreswan is not installed: {facts.host.execdir} has no pluto",
-               install_command(facts.host, "libreswan"))
+               install_command(facts.host))
         return
     for name in ("pluto", "addconn"):
         program = os.path.join(facts.host.execdir, name)
         if not facts.host.exists(program):
             yield ("FAIL", "FAILED", f"{program} does not exist, so pluto loads no connections when it starts",
-                   install_command(facts.host, "libreswan"))
+                   install_command(facts.host))
         elif not facts.host.executable(program):
             yield "FAIL", "FAILED", f"{program} can't be executed", shell_words(["chmod", "755", program])
 
@@ -20014,7 +19983,7 @@ def interface_mtus(host: Host) -> dict[str, int]:
     Raises OSError if the kernel does not list the interfaces.
     """
     mtus = {}
-    for buffer, start, end in dump(host, NETLINK_ROUTE, RTM_GETLINK, bytes(16)):
+    for buffer, start, end in dump(host, NETLINK_ROUTE, RTM_GETLINK, bytes(IFINFOMSG_SIZE)):
         link = attributes(buffer, start + IFINFOMSG_SIZE, end)
         name = decode(link[IFLA_IFNAME].rstrip(b"\0"))
         mtus[name] = unsigned(link.get(IFLA_MTU))
@@ -20335,15 +20304,16 @@ def check_forward_rules(facts: Facts) -> Iterator[Trouble]:
     troubles = 0
     for tunnel in tunnels:
         for ours, theirs in tunnel.pairs(tunnel.behind):
-            if "netmap" in facts.targets or has_other_addresses(facts, tunnel, ours, theirs):
+            packets = tunnel_packets(facts, tunnel, ours, theirs)
+            if "netmap" in facts.targets or has_other_addresses(facts, packets):
                 unchecked = (f"NAT may change the addresses of {ours} of conn {tunnel.conn.name}, so it is "
                              "unknown which rules match the packets")
                 continue
 
-            for trouble in dropped_forwards(facts, tunnel, ours, theirs):
+            for trouble in dropped_forwards(facts, tunnel, packets):
                 troubles += 1
                 yield trouble
-            chain = undecided_forwards(facts, tunnel, ours, theirs)
+            chain = undecided_forwards(facts, packets)
             if chain:
                 unchecked = (f"it is unknown whether the firewall drops packets of conn {tunnel.conn.name} "
                              f"between {ours} and {theirs}, because chain {chain} has conditions that this "
@@ -20367,27 +20337,26 @@ def tunnel_packets(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> tupl
     return {**common, **out}, {**common, **back}
 
 
-def has_other_addresses(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> bool:
+def has_other_addresses(facts: Facts, packets: tuple[Packet, Packet]) -> bool:
     """Return whether NAT may change the addresses of packets to or from the network behind this host.
 
     The forward rules of the firewall might then see addresses other than those of the connection.
     """
-    _, back = tunnel_packets(facts, tunnel, ours, theirs)
+    out, back = packets
     packet = {**back, "state": "new"}
-    if facts.gives_source(ours) or facts.insert_command("prerouting", "nat", "dnat", **packet):
+    if facts.gives_source(out["src"]) or facts.insert_command("prerouting", "nat", "dnat", **packet):
         return True
     if not facts.undecided_chain("prerouting", "nat", **packet):
         return False
     return any(facts.undecided_chain("prerouting", "nat", **{**packet, **sample}) for sample in SAMPLES)
 
 
-def undecided_forwards(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> str:
+def undecided_forwards(facts: Facts, packets: tuple[Packet, Packet]) -> str:
     """Return the name of a chain whose verdict on forwarded packets between two networks is unknown.
 
     Return an empty string if there is no such chain.  For new packets, an unknown verdict does not matter if
     new packets of the other direction certainly pass, because a connection can then begin.
     """
-    packets = tunnel_packets(facts, tunnel, ours, theirs)
     established = [{**packet, "state": "established"} for packet in packets]
     new = [{**packet, "state": "new"} for packet in packets]
     if not any(facts.undecided_chain("forward", **packet) for packet in (*established, *new)):
@@ -20406,14 +20375,14 @@ def undecided_forwards(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> 
     return ""
 
 
-def dropped_forwards(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> Iterator[Trouble]:
+def dropped_forwards(facts: Facts, tunnel: Tunnel, packets: tuple[Packet, Packet]) -> Iterator[Trouble]:
     """Yield a Trouble for each direction in which the firewall drops packets between two networks.
 
     If the firewall drops only the new packets of one direction, nothing is yielded.
     """
-    out, back = tunnel_packets(facts, tunnel, ours, theirs)
+    out, back = packets
     # established packets must pass in both directions, and new ones in at least one direction
-    heads = [facts.insert_command("forward", **{**packet, "state": "new"}) for packet in (out, back)]
+    heads = [facts.insert_command("forward", **{**packet, "state": "new"}) for packet in packets]
     for packet, way, head in ((out, "out", heads[0]), (back, "in", heads[1])):
         if not head:
             continue
@@ -20744,7 +20713,7 @@ def not_loaded_reason(facts: Facts, conn: Conn) -> str:
             if "warning:" not in line and (other is conn or is_about(conn, line)):
                 lines.append(line)
     try:
-        log = read_pluto_log(facts.host, facts.config, facts.timeout).lines
+        log = facts.log()
     except (OSError, Missing):
         log = []
     for entry in reversed(log):  # pluto of libreswan 5.x logs the lines that addconn prints
@@ -20880,7 +20849,7 @@ def check_up(facts: Facts) -> Iterator[Trouble]:
     unknown = "pluto's log has no attempt since pluto started"
     try:
         if down:
-            lines = read_pluto_log(facts.host, facts.config, facts.timeout).lines
+            lines = facts.log()
     except (OSError, Missing) as error:
         if not wanted:
             raise NotChecked("unused", "nothing to check: no connection must be up, and pluto's log can't "
@@ -21219,7 +21188,7 @@ def password_file_troubles(facts: Facts, base: NssDatabase) -> Iterator[Trouble]
     usual_token, fips_token = NSS_TOKENS
     is_fips = host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
     token = fips_token if is_fips else usual_token
-    text = decode(b"".join(host.chunks(name, limit=TEXT_LIMIT)))
+    text = host.read(name)
     *ended_lines, _ = text.split("\n")
     if any(line.startswith(f"{token}:") for line in ended_lines):
         return
@@ -22085,8 +22054,7 @@ def cause_line(cause: str, checks: Sequence[str], shown: Collection[str], *, is_
 
 def summary_line(levels: Sequence[str]) -> str:
     """Return the last line of the report, which has the number of findings of each level."""
-    warned = levels.count("WARN")
-    warnings = "1 warning" if warned == 1 else f"{warned} warnings"
+    warnings = count_text(levels.count("WARN"), "warning")
     return (f"{levels.count('FAIL')} failed, {warnings}, {levels.count('SKIP')} not checked, "
             f"{levels.count('OK')} ok")
 
@@ -22173,7 +22141,7 @@ def verify_command(host: Host, args: Args) -> int:
     if not host.live:
         left_out = [name for name in CHECKS if CHECKS[name].live and (not names or name in names)]
     if args.flag("--json"):
-        host.print(need("json", "--json").dumps([finding._asdict() for finding in counted()], indent=1))
+        print_json(host, list(counted()))
         if left_out:
             host.warn(f"verify: {cause_line('live', left_out, (), is_whole=not names)}")
     else:
@@ -22391,12 +22359,6 @@ def kernel_debug_log(report: Report) -> Iterator[str]:
     return text_of_lines(report.log_lines(tail_of_file(report.host, "/var/log/kern.debug")[-100:], shared=True))
 
 
-def last_lines(lines: Iterable[str], most: int) -> Iterable[str]:
-    """Return the last `most` lines, or all lines if there are fewer."""
-    import collections
-    return collections.deque(lines, most)
-
-
 def pluto_log(report: Report) -> Iterator[str]:
     """Yield pluto's messages from the file of logfile= and from the journal.
 
@@ -22498,7 +22460,8 @@ def shortened_log(report: Report, lines: Iterable[str], *, shared: bool = False)
     """Yield the lines that Report.log_lines() selects.  With --short, yield only the last SHORT_LOG of them."""
     lines = report.log_lines(lines, shared=shared)
     if report.short:
-        lines = last_lines(lines, SHORT_LOG)
+        import collections
+        lines = collections.deque(lines, SHORT_LOG)
     return text_of_lines(lines)
 
 
@@ -22601,16 +22564,10 @@ def algorithm_lines(report: Report) -> Iterator[str]:
 
     The result of the self-test is added if it is not `passed`.
     """
-    entry: dict[str, str] = {}
-    for line in (*report.host.lines("/proc/crypto"), ""):  # an empty line ends an entry
-        if line.strip():
-            key, _, value = line.partition(":")
-            entry[key.strip()] = value.strip()
-        elif entry:
-            result = entry.get("selftest", "unknown")
-            selftest = "" if result == "passed" else f", selftest {result}"
-            yield f"{entry.get('name')} ({entry.get('driver')}): {entry.get('type')}{selftest}\n"
-            entry = {}
+    for entry in crypto_entries(report.host):
+        result = entry.get("selftest", "unknown")
+        selftest = "" if result == "passed" else f", selftest {result}"
+        yield f"{entry.get('name')} ({entry.get('driver')}): {entry.get('type')}{selftest}\n"
 
 
 def kernel_options(report: Report) -> Iterator[str]:
@@ -23474,11 +23431,6 @@ def show_command(host: Host, args: Args) -> int:
                       "run as root") from None
 
 
-def print_json(host: Host, records: Sequence[Any]) -> None:
-    """Print a list of records or dicts as JSON.  Raises Missing if this Python has no module json."""
-    host.print(need("json", "--json").dumps(records, default=lambda record: record._asdict(), indent=1))
-
-
 def show_tunnels(host: Host, args: Args, data: XfrmData) -> int:
     """Print the outgoing policies of tunnels and return OK.  Raises OSError if they can't be listed."""
     tunnels = []
@@ -23650,7 +23602,7 @@ class Diagnoser:
         self.whack_lines: list[LogLine] = []
 
     @once
-    def log(self) -> PlutoLog:
+    def log(self) -> list[LogLine]:
         """Return pluto's log since pluto started.
 
         Raises PermissionError if this process is not permitted to read the log, Missing if no log was found.
@@ -23742,7 +23694,7 @@ class Diagnoser:
         advice = "ipsec start"
         if not is_libreswan_installed(self.host):
             means, check = f"{means}: libreswan is not installed", ""
-            advice = install_command(self.host, "libreswan")
+            advice = install_command(self.host)
         return Diagnosis(
             name, "down", "FAIL", cause="pluto-down", short="pluto not running", means=means, check=check,
             command=advice, side="here",
@@ -23780,7 +23732,7 @@ class Diagnoser:
 
     def _complaint(self, name: str) -> LogLine | None:
         try:
-            return loading_complaint(self.log().lines, name)
+            return loading_complaint(self.log(), name)
         except (OSError, Failure):
             return None
 
@@ -23807,7 +23759,7 @@ class Diagnoser:
     def _down(self, name: str, state: str, entries: Entries) -> Diagnosis:
         problem, lines = "", self.whack_lines
         try:
-            lines = self.log().lines
+            lines = self.log()
         except (OSError, Failure) as error:
             problem = error_text(error)
         peers = self.peers(name, entries)
@@ -23845,7 +23797,7 @@ class Diagnoser:
         for entries in self.facts.loaded().values():
             known.update(entry["remote"]["host"] for entry in entries)
 
-        for line in reversed(self.log().lines):
+        for line in reversed(self.log()):
             if not line.text.startswith("packet from "):
                 continue
             sender = line.text.removeprefix("packet from ").partition(": ")[0]  # ADDRESS:PORT
@@ -24041,7 +23993,7 @@ class Diagnoser:
         if not any(entry["instance"] for entry in entries):
             return None
         try:
-            clues = last_clues(read_attempts(self.log().lines, name, self.peers(name, entries)))
+            clues = last_clues(read_attempts(self.log(), name, self.peers(name, entries)))
         except (OSError, Failure):
             return None
         clues = [clue for clue in clues if clue.cause.name not in PENDING_CAUSES | {"deleted", "peer-gone"}]
@@ -24281,17 +24233,16 @@ def before_text(attempts: Sequence[Attempt]) -> str:
     return ""
 
 
+def xfrm_statistics(host: Host) -> dict[str, int]:
+    """Return the counters of /proc/net/xfrm_stat, or an empty dict if that file can't be read."""
+    rows = [line.split() for line in host.value("/proc/net/xfrm_stat").splitlines()]
+    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and is_number(row[1])}
+
+
 def xfrm_counters(host: Host) -> list[str]:
     """Return `COUNTER is N: REASON` for each counter of XFRM_COUNTERS that is not 0 in the kernel."""
-    shown = []
-    for line in host.value("/proc/net/xfrm_stat").splitlines():
-        words = line.split()
-        if len(words) != 2:
-            continue
-        counter, number = words
-        if counter in XFRM_COUNTERS and number != "0":
-            shown.append(f"{counter} is {number}: {XFRM_COUNTERS[counter]}")
-    return shown
+    return [f"{counter} is {number}: {XFRM_COUNTERS[counter]}"
+            for counter, number in xfrm_statistics(host).items() if number and counter in XFRM_COUNTERS]
 
 
 def diagnosis_lines(diagnosis: Diagnosis) -> list[str]:
@@ -24513,6 +24464,11 @@ class UpProgress:
             write_all(2, encode(text))
         except OSError:
             pass  # the terminal is gone; the next regular output fails as well, and that error is reported
+
+
+def addconn_refuses(ran: Ran, name: str) -> bool:
+    """Return whether addconn printed that a connection has an error.  addconn's exit status can be 0 then."""
+    return f"conn {name} did not load properly" in decode(ran.out + ran.err)
 
 
 class WhackRunner:
@@ -24776,7 +24732,7 @@ class WhackRunner:
             else:
                 host.warn(f"add: pluto is not running ({start_hint(host)})")
             return NO_PLUTO
-        elif f"conn {name} did not load properly" in output:
+        elif addconn_refuses(ran, name):
             return ran.status or ERROR
         elif ran.status in range(20, 100) and "failed to add connection" not in output:
             # addconn up to 4.15 does not print pluto's reason
@@ -25400,7 +25356,7 @@ class Tunnels:
         """Return the version and build options of pluto, from the settings in pluto's status."""
         label_type = self.settings.get("secctx_attr_type", "<unsupported>")
         seccomp = self.settings.get("seccomp", "unsupported")
-        return Pluto(self.settings.get("pluto_version", ""), packets=False,
+        return Pluto(self.settings.get("pluto_version", ""),
                      labelled="<unsupported>" not in label_type, seccomp=seccomp != "unsupported")
 
     def _is_asked_for(self, name: str, instance: str) -> bool:
@@ -25471,7 +25427,7 @@ class Tunnels:
 
         config: Config = load_part("Config")(host, name)
         for conn in config.conns():
-            is_wanted = conn.get("auto", "ignore").lower() in ("start", "up", "route", "ondemand")
+            is_wanted = conn.auto in ("start", "ondemand")
             if is_wanted and conn.name not in loaded and self._is_asked_for(conn.name, ""):
                 row = TunnelRow(conn.name)
                 row.state, row.wanted, row.problem = "down", True, "not loaded"
@@ -26101,11 +26057,7 @@ def xfrm_errors(host: Host) -> list[tuple[dict[str, str], int]]:
 
     The list is empty if that file does not exist or can't be read.
     """
-    try:
-        rows = [line.split() for line in host.lines("/proc/net/xfrm_stat")]
-    except OSError:
-        return []
-    return [({"counter": row[0]}, int(row[1])) for row in rows if len(row) == 2 and is_number(row[1])]
+    return [({"counter": counter}, number) for counter, number in xfrm_statistics(host).items()]
 
 
 def tunnel_labels(row: TunnelRow) -> dict[str, str]:
@@ -26356,7 +26308,7 @@ def pluto_summary(report: Report, diagnoser: Diagnoser) -> str:
         return line
 
     try:
-        last = diagnoser.log().lines[-1]
+        last = diagnoser.log()[-1]
     except (OSError, Failure):
         return line
     messages = list(report.log_lines([last.text]))
@@ -26420,10 +26372,7 @@ def configured_connections(config: Config) -> str:
     conns = [f"{conn.name} (auto={conn.auto})" for conn in config.conns()]
     if not conns:
         return ""
-    text = f"; {config.name} has {', '.join(conns[:SUMMARY_TUNNELS])}"
-    if len(conns) > SUMMARY_TUNNELS:
-        text += f" and {len(conns) - SUMMARY_TUNNELS} more"
-    return text
+    return f"; {config.name} has {few(conns, most=SUMMARY_TUNNELS)}"
 
 
 def failed_tunnels(diagnoser: Diagnoser, rows: Sequence[TunnelRow]) -> list[Diagnosis]:
@@ -26470,10 +26419,7 @@ def firewall_summary(host: Host) -> str:
             return f"firewall: {ran.complaint}"
         tables += [f"nft {line.removeprefix('table ')}" for line in ran.text.splitlines()]
 
-    text = ", ".join(tables[:6]) or "no tables found"
-    if len(tables) > 6:
-        text += f" and {len(tables) - 6} more"
-    return f"firewall: {text}"
+    return f"firewall: {few(tables, most=6) or 'no tables found'}"
 
 
 # --- configuration: addconn, readwriteconf, and the commands that mask secrets ------------------------------
@@ -26947,11 +26893,6 @@ class Step(Record):
     loads: bool = False
 
 
-def addconn_refuses(ran: Ran, name: str) -> bool:
-    """Return whether addconn printed that a connection has an error.  addconn's exit status can be 0 then."""
-    return f"conn {name} did not load properly" in decode(ran.out + ran.err)
-
-
 class Reload:
     """Compares ipsec.conf with pluto's connections and applies the differences.
 
@@ -26975,8 +26916,7 @@ class Reload:
 
         Raises Failure if one of them has an error.  A missing secrets file is no error.
         """
-        check_config(self.host)
-        self.config = Config(self.host)
+        self.config = check_config(self.host)
         _, problems = secret_files(self.host, secrets_file(self.host, self.config))
         for problem in problems:
             if problem.fatal and self.host.exists(problem.file):
@@ -27793,8 +27733,7 @@ def nsslist_command(host: Host, args: Args) -> int:
         raise Failure(f"ipsec nsslist: --days {quote(days_text)}: not a number", USAGE)
     certificates = list(certificate_data(base, int(days_text)))
     if args.flag("--json"):
-        json: Any = need("json", "--json")
-        host.print(json.dumps(certificates, indent=1, ensure_ascii=True))
+        print_json(host, certificates)
         return OK
     for certificate in certificates:
         host.print(certificate_text(certificate))
@@ -28255,7 +28194,7 @@ def completions(host: Host, words: Sequence[str]) -> list[str]:
             return []
         return words_of_command(host, entry, before[count + 1:], current)
     if current.startswith("-"):
-        options = options_by_name((*GLOBAL_OPTIONS, *SHARED_OPTIONS))
+        options = options_by_name(LEADING_OPTIONS)
         return completed(current, [*options, "--help", "--version", "--directory"])
     return completed(current, command_names(host))
 
@@ -28503,7 +28442,7 @@ def dispatch(words: Sequence[str]) -> int:
     """
     before, rest = split_leading(words)
     args = Args()
-    parse_options((*GLOBAL_OPTIONS, *SHARED_OPTIONS), before, args, "ipsec")
+    parse_options(LEADING_OPTIONS, before, args, "ipsec")
     try:
         status = run_command(args, rest)
     except (Failure, OSError) as error:
@@ -28596,7 +28535,7 @@ def shared_words(args: Args, name: str, entry: Command | None) -> list[str]:
 def unknown_option(name: str) -> Failure:
     """Return the error for an unknown option before the command."""
     load_rest()
-    options = options_by_name((*GLOBAL_OPTIONS, *SHARED_OPTIONS))
+    options = options_by_name(LEADING_OPTIONS)
     hint = suggest(name, [*options, *(f"--{command_name}" for command_name in COMMANDS)])
     return Failure(f"ipsec: unknown option {quote(name)}", USAGE,
                    hint or "perhaps the command name was omitted? see ipsec --help")

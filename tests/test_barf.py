@@ -494,7 +494,7 @@ def test_a_bad_byte_in_a_path_costs_one_section(pyz: Path, tmp_path: Path) -> No
 class NoLog(ipsec.Diagnoser):
     """Finds no log of pluto."""
 
-    def log(self) -> ipsec.PlutoLog:
+    def log(self) -> list[ipsec.LogLine]:
         raise ipsec.Missing("no log")
 
 
@@ -521,7 +521,7 @@ def test_the_summary_has_the_last_message_of_a_pluto_that_has_ended(monkeypatch:
     monkeypatch.setattr(ipsec, "signs_of_pluto", lambda host: [])
     diagnoser = ipsec.Diagnoser(ipsec.Host(), 1.0)
     lines = [ipsec.LogLine(0.0, "Starting Pluto"), ipsec.LogLine(None, "FATAL: no NSS database")]
-    monkeypatch.setattr(diagnoser, "log", lambda: ipsec.PlutoLog("x", lines))
+    monkeypatch.setattr(diagnoser, "log", lambda: lines)
     assert ipsec.pluto_summary(report(), diagnoser) == (
         "pluto: not running; the last line of pluto's log: FATAL: no NSS database")
 

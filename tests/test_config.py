@@ -145,7 +145,6 @@ conn %default
         "leftid": "@a", "auto": "route", "connalias": "one two", "rightid": "@c", "keyexchange": "ikev2", "pfs": "no",
         "leftsubnets": "10.9.0.0/16 10.0.0.0/8 10.1.0.0/16", "ipsec-lifetime": "2h", "ikelifetime": "3h",
         "authby": "rsasig"}
-    assert not conn.flag("pfs", True)
     assert (conn.settings["pfs"].file, conn.settings["pfs"].line) == ("c", 19)
     assert config.conn("two") is conn and config.conn("three") is None
 
@@ -155,7 +154,6 @@ def test_config_setup_is_asked_by_keyword() -> None:
     assert config.number("nflog-all") == 50 and config.number("seedbits") is None
     assert config.number("nhelpers", -1) == -1
     assert config.setup("logfile") == "/a b" and config.setup("protostack", "xfrm") == "xfrm"
-    assert not config.flag("logtime", True) and config.flag("uniqueids", True)
     setting = config.setup_at("nflog-all")
     assert setting is not None and setting.line == 2 and config.setup_at("logip") is None
 

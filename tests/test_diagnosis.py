@@ -22,7 +22,6 @@ from ipsec import (
     Finding,
     Host,
     LogLine,
-    PlutoLog,
     UpWait,
     before_text,
     cause_of,
@@ -30,7 +29,6 @@ from ipsec import (
     diagnosis_lines,
     explained_lines,
     explains,
-    last_clue,
     last_clues,
     loading_complaint,
     read_attempts,
@@ -378,10 +376,9 @@ def test_a_sign_is_found_in_the_cause_that_has_it() -> None:
 
 
 def test_three_words_for_lists() -> None:
-    log = PlutoLog("x", [LogLine(None, f'"office" #1: {text}') for text in (MAIN, "AUTH mismatch")])
-    clue = last_clue(log, "office", [PEER])
-    assert clue is not None and clue.cause.short == "PSKs differ"
-    assert last_clue(log, "other", [PEER]) is None
+    log = [LogLine(None, f'"office" #1: {text}') for text in (MAIN, "AUTH mismatch")]
+    assert [clue.cause.short for clue in last_clues(read_attempts(log, "office", [PEER]))] == ["PSKs differ"]
+    assert not last_clues(read_attempts(log, "other", [PEER]))
 
 
 @pytest.mark.parametrize("line", [
@@ -404,10 +401,10 @@ def test_the_log_is_read_from_its_end(tmp_path: Path) -> None:
             file.write(filler)
         file.write('Nov 23 06:12:09.000000: "office" #9: AUTH mismatch\n')
     found = read_pluto_log(host, Config(host))
-    assert found.source == str(log) and [entry.text for entry in found.lines] == ['"office" #9: AUTH mismatch']
+    assert [entry.text for entry in found] == ['"office" #9: AUTH mismatch']
     with log.open("a") as file:
         file.write("Nov 23 06:12:10.000000: Starting Pluto (Libreswan Version 4.10)\n")
-    assert [entry.text[:14] for entry in read_pluto_log(host, Config(host)).lines] == ["Starting Pluto"]
+    assert [entry.text[:14] for entry in read_pluto_log(host, Config(host))] == ["Starting Pluto"]
 
 
 def test_a_log_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,7 +468,7 @@ def diagnoser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Diagnoser:
 
 def set_log(diagnoser: Diagnoser, *texts: str) -> None:
     """Give the diagnoser these lines as pluto's log."""
-    log = PlutoLog("log", [LogLine(None, text) for text in texts])
+    log = [LogLine(None, text) for text in texts]
     diagnoser.log = lambda: log  # type: ignore[method-assign]
 
 

@@ -437,7 +437,7 @@ def test_what_proc_says(tmp_path: Path) -> None:
     assert ipsec.read_sysctl(host, "net.ipv4.conf.eth0/5.rp_filter") == "2"
     assert ipsec.read_sysctl(host, "net.ipv4.nothing") == ""
     assert ipsec.has_module(host, "nothing", "xfrm-user") and not ipsec.has_module(host, "nothing")
-    assert ipsec.crypto_algorithms(host) == {"sha1": "shash", "rfc4106(gcm(aes))": "aead"}
+    assert ipsec.Facts(host, 1.0).crypto() == {"sha1": "shash", "rfc4106(gcm(aes))": "aead"}
 
 
 class Processes(Kernel):

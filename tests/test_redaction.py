@@ -411,9 +411,7 @@ def test_a_hosts_secrets_are_gathered_from_everywhere(tmp_path: Path) -> None:
     })
     redactor = ipsec.redactor_of(host)
     assert redactor.text(" ".join(secrets.values())) == " ".join(["[redacted]"] * len(secrets))
-    assert ipsec.nss_password(host) == secrets["nss"]
-    assert ipsec.nss_password(host, "other token") == secrets["second"]
-    assert ipsec.nss_password(host, "no token") is None
+    assert ipsec.nss_passwords(host) == {"NSS Certificate DB": secrets["nss"], "other token": secrets["second"]}
     given = ipsec.Host({"IPSEC_NSSDIR": "sql:/opt/nss"}, root=host.root)
     given.conf = "/etc/none"
     assert (given.nssdir, ipsec.redactor_of(given).text(secrets["bare"])) == ("/opt/nss", "[redacted]")

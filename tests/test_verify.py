@@ -446,7 +446,7 @@ def test_the_reason_in_the_log_is_told_without_what_may_be_a_secret(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, reason: str) -> None:
     facts = facts_of(tmp_path, monkeypatch, f"{CONN.format(right='192.0.2.2')}\tike=aes-sha2-modp2048!\n"
                          "\tleftprotoport=foo/1\n", status='"b": 1...2; unrouted')
-    log = SimpleNamespace(lines=[ipsec.LogLine(None, line)])
+    log = [ipsec.LogLine(None, line)]
     monkeypatch.setattr(ipsec, "read_pluto_log", lambda *_: log)
     monkeypatch.setattr(facts, "addconn_answer", lambda: (False, []))
     (trouble,) = CHECKS["loaded"].function(facts)

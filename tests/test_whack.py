@@ -102,7 +102,7 @@ def test_big_endian_hosts_get_their_byte_order() -> None:
 
 
 def pluto(version: str, **options: bool) -> ipsec.Pluto:
-    return ipsec.Pluto(version, FACTS[version]["seqpacket"], **options)
+    return ipsec.Pluto(version, **options)
 
 
 def message(version: str, *words: str, abi: ipsec.Abi = LP64, **options: bool) -> bytes:
