@@ -13406,7 +13406,7 @@ def check_config(host: Host) -> Config:
 
 
 def complain(host: Host, output: bytes, limit: int = 10) -> None:
-    """Print the last `limit` lines of a program's output on standard error, with secrets masked."""
+    """Print to standard error the last `limit` lines of a program's output, with secrets masked."""
     for line in redactor_of(host).clean(decode(output)).strip().splitlines()[-limit:]:
         host.warn(line)
 
@@ -15173,9 +15173,10 @@ class PlutoWords:
         self._verdicts: dict[str, bool] = {}
 
     def masked(self, message: str) -> str:
-        """Return a message of pluto with REDACTED for each word that is not known.
+        """Return a message of pluto with REDACTED for each unknown word that may be a secret.
 
-        If no words are known, only words that look like random characters or passwords are masked.
+        Numbers, addresses, host names, harmless paths and PUBLIC_PARTS stay.  If no words are known, only
+        words that look like random characters or passwords are masked.
         """
         import re
         if not self._is_read:
@@ -19622,8 +19623,8 @@ def needs_part(conn: Conn, key: str, value: str, release: tuple[int, ...] | None
     checks="Whether the kernel has ESP for IPv4. Whether the kernel also has ESP for IPv6, AH, IPComp, VTI "
            "and XFRM interfaces, if a connection needs them. The check reads the list of loaded modules, "
            "/lib/modules, and the kernel's configuration.",
-    matters="Without ESP, IKE succeeds, but the kernel refuses the keys of the tunnel, or pluto does not "
-            "start.",
+    matters="Without ESP, pluto does not start, or IKE succeeds but the kernel refuses the keys of the "
+            "tunnel.",
     fix="Run modprobe for the module that the finding names. If the module is missing, install the "
         "modules for the kernel that `uname -r` prints, or boot a kernel that has the module. For a "
         "container, load the module on the container's host.",
@@ -20536,7 +20537,7 @@ def check_pluto(facts: Facts) -> Iterator[Trouble]:
 
 
 def listen_setting(config: Config) -> Setting | None:
-    """Return the setting that keeps pluto from listening on every address: listen= or listen-udp=no.
+    """Return the setting that restricts where pluto listens: listen= or listen-udp=no.
 
     Return None if neither is set.
     """
@@ -22113,7 +22114,7 @@ ipsec verify                      run all checks
 ipsec verify firewall rp_filter   run only the checks firewall and rp_filter
 ipsec verify --explain=rp_filter  explain the check rp_filter""")
 def verify_command(host: Host, args: Args) -> int:
-    """Run `ipsec verify`, and return the exit status: the number of findings FAIL, at most 255.
+    """Run `ipsec verify`, and return the exit status: the number of FAIL findings, at most 255.
 
     Raises Failure if one of the named checks does not exist, or if an option is wrong.
     """
