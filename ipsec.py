@@ -8755,20 +8755,20 @@ def rounded_bytes(text: str) -> int | None:
     return int(digits) << 10 * SIZE_UNITS.index(unit)
 
 
-def set_bytes(entry: dict[str, Any], way: str, text: str) -> None:
+def set_bytes(entry: dict[str, Any], counter: str, text: str) -> None:
     """Store a count of bytes in an entry, under the key `bytes_in`, `bytes_out` or `bytes_max`.
 
-    `way` is in, out or max.  If the count is rounded, store None, and the approximate number under a second
+    `counter` is in, out or max.  If the count is rounded, store None, and the approximate number under a second
     key, such as `bytes_in_about`.
     """
     count = count_of(text)
-    entry[f"bytes_{way}"] = count
-    if way == "max" and count == 0:
+    entry[f"bytes_{counter}"] = count
+    if counter == "max" and count == 0:
         entry["bytes_max"] = None  # pluto prints 0 if there is no limit
     if count is None:
         about = rounded_bytes(text)
         if about is not None:
-            entry[f"bytes_{way}_about"] = about
+            entry[f"bytes_{counter}_about"] = about
 
 
 def whole_count(count: int | None, about: int | None) -> int | None:
@@ -9286,8 +9286,8 @@ class StatusReader:
         if not self._first_line(name[1:end], instance, f"{local}...{remote}; ;"):
             return False
         connection = self._family[-1]
-        for way, text in zip(("in", "out"), counts.split("/")):
-            set_bytes(connection, way, text)
+        for counter, text in zip(("in", "out"), counts.split("/")):
+            set_bytes(connection, counter, text)
         connection["options"].update(status_fields(options.removeprefix(", ")) or {})
         return True
 
@@ -9478,16 +9478,16 @@ class StatusReader:
             name, equals, value = word.partition("=")
             if equals:
                 values[name] = value
-        for way in ("in", "out", "max"):
+        for counter in ("in", "out", "max"):
             # use only one protocol: if an SA has several, all of them count the same packets
-            protocol = next((name for name in ("ESP", "AH", "IPCOMP") if f"{name}{way}" in values), "")
+            protocol = next((name for name in ("ESP", "AH", "IPCOMP") if f"{name}{counter}" in values), "")
             if not protocol:
                 continue
-            text, exact = values[f"{protocol}{way}"], state[f"bytes_{way}"]
+            text, exact = values[f"{protocol}{counter}"], state[f"bytes_{counter}"]
             if exact is None:
-                set_bytes(state, way, text)
+                set_bytes(state, counter, text)
             else:
-                state[f"bytes_{way}"] = whole_count(exact, rounded_bytes(text))
+                state[f"bytes_{counter}"] = whole_count(exact, rounded_bytes(text))
         return True
 
     @staticmethod
@@ -9529,8 +9529,8 @@ class StatusReader:
         # The time is 0 for an SA without ESP.
         entry = {**key, "type": kind, "username": username.removeprefix("username=") or None,
                  "added": count_of(values["add_time"]) or None}
-        for way in ("in", "out", "max"):
-            set_bytes(entry, way, values.get(f"{way}Bytes", ""))
+        for counter in ("in", "out", "max"):
+            set_bytes(entry, counter, values.get(f"{counter}Bytes", ""))
         entry["id"] = peer or None
         entry["lease"] = lease or None
         self._keep("traffic", entry)
@@ -20268,17 +20268,17 @@ def accept_traffic(head: str, traffic: Traffic) -> str:
     return f"{head} {traffic.nft} accept"
 
 
-def accept_command(head: str, source: str, target: str, way: str) -> str:
+def accept_command(head: str, source: str, target: str, direction: str) -> str:
     """Return a command that inserts a rule that accepts packets from the network `source` to `target`.
 
     `head` is the start of the command, without the rule (Chain.insert).  If one of the networks is 0.0.0.0/0
-    or ::/0, the rule accepts the packets of all tunnels in the direction `way`, which is in or out.
+    or ::/0, the rule accepts the packets of all tunnels in `direction`, which is in or out.
     """
     is_iptables = head.startswith("ip")
     if source in EVERYTHING or target in EVERYTHING:
         if is_iptables:
-            return f"{head} -m policy --dir {way} --pol ipsec -j ACCEPT"
-        policy = "rt ipsec" if way == "out" else "meta secpath"
+            return f"{head} -m policy --dir {direction} --pol ipsec -j ACCEPT"
+        policy = "rt ipsec" if direction == "out" else "meta secpath"
         return f"{head} {policy} exists accept"
 
     if is_iptables:
@@ -20384,7 +20384,7 @@ def dropped_forwards(facts: Facts, tunnel: Tunnel, packets: tuple[Packet, Packet
     out, back = packets
     # established packets must pass in both directions, and new ones in at least one direction
     heads = [facts.insert_command("forward", **{**packet, "state": "new"}) for packet in packets]
-    for packet, way, head in ((out, "out", heads[0]), (back, "in", heads[1])):
+    for packet, direction, head in ((out, "out", heads[0]), (back, "in", heads[1])):
         if not head:
             continue
         if facts.insert_command("forward", **{**packet, "state": "established"}):
@@ -20395,7 +20395,7 @@ def dropped_forwards(facts: Facts, tunnel: Tunnel, packets: tuple[Packet, Packet
             continue
         source, target = packet["src"], packet["dst"]
         yield ("FAIL", "BLOCKED", f"conn {tunnel.conn.name}: packets from {source} to {target} {what}",
-               accept_command(head, source, target, way))
+               accept_command(head, source, target, direction))
 
 
 @verify_check(
@@ -20977,7 +20977,7 @@ def uses_private_nets(conn: Conn) -> bool:
         "syntax.")
 def check_secrets_syntax(facts: Facts) -> Iterator[Trouble]:
     name = secrets_file(facts.host, facts.config)
-    if not facts.host.exists(name) and not any("secret" in ways_of(conn) for conn in facts.conns):
+    if not facts.host.exists(name) and not any("secret" in authentication_methods(conn) for conn in facts.conns):
         yield ("SKIP", "UNKNOWN",
                f"nothing to check: {name} does not exist, and no connection needs a secret", "")
         return
@@ -21224,7 +21224,7 @@ def file_damage(facts: Facts, base: NssDatabase, name: str) -> str:
     return base.damage(name) if is_checked else ""
 
 
-class Held(Record):
+class CertificateGroup(Record):
     """All certificates with the same nickname.  Pluto uses only one of them; see chosen()."""
 
     nickname: str
@@ -21252,15 +21252,15 @@ class Held(Record):
         return max(self.certificates, key=rank)
 
 
-def held_certificates(certificates: Iterable[Certificate]) -> dict[str, Held]:
-    """Return a dict from each nickname to a Held with all certificates of this nickname."""
-    by_nickname: dict[str, Held] = {}
+def certificates_by_nickname(certificates: Iterable[Certificate]) -> dict[str, CertificateGroup]:
+    """Return a dict from each nickname to a CertificateGroup."""
+    by_nickname: dict[str, CertificateGroup] = {}
     for certificate in certificates:
         try:
             parsed = parse_certificate(certificate.der)
         except ValueError:
             parsed = None
-        entry = by_nickname.setdefault(certificate.nickname, Held(certificate.nickname, []))
+        entry = by_nickname.setdefault(certificate.nickname, CertificateGroup(certificate.nickname, []))
         entry.certificates.append((parsed, certificate))
     return by_nickname
 
@@ -21296,7 +21296,7 @@ def check_certificates(facts: Facts) -> Iterator[Trouble]:
         facts.needed_conns()
         raise unused
 
-    by_nickname = held_certificates(base.certificates())
+    by_nickname = certificates_by_nickname(base.certificates())
     used: dict[str, None] = {}
     troubles = 0
     for conn in facts.conns:
@@ -21315,7 +21315,7 @@ def check_certificates(facts: Facts) -> Iterator[Trouble]:
             yield from validity_troubles(entry, issuers, checked_issuers, is_used=is_used)
 
 
-def cas_by_subject(entries: Iterable[Held]) -> dict[str, list[tuple[Parsed, Certificate]]]:
+def cas_by_subject(entries: Iterable[CertificateGroup]) -> dict[str, list[tuple[Parsed, Certificate]]]:
     """Return a dict from each subject to the CA certificates with this subject."""
     cas: dict[str, list[tuple[Parsed, Certificate]]] = {}
     for entry in entries:
@@ -21325,11 +21325,11 @@ def cas_by_subject(entries: Iterable[Held]) -> dict[str, list[tuple[Parsed, Cert
     return cas
 
 
-def named_troubles(facts: Facts, conn: Conn, by_nickname: Mapping[str, Held],
+def named_troubles(facts: Facts, conn: Conn, by_nickname: Mapping[str, CertificateGroup],
                    used: dict[str, None]) -> Iterator[Trouble]:
     """Yield a Trouble for each problem with leftcert= and rightcert= of a connection.
 
-    `by_nickname` comes from held_certificates().  The function adds to `used` each nickname that the
+    `by_nickname` comes from certificates_by_nickname().  The function adds to `used` each nickname that the
     connection names and the database has.
     """
     here = facts.sides.get(conn.name, "")
@@ -21365,20 +21365,20 @@ def named_troubles(facts: Facts, conn: Conn, by_nickname: Mapping[str, Held],
                "ipsec import FILE.p12")
 
 
-def identity_troubles(conn: Conn, side: str, held: Held) -> Iterator[Trouble]:
+def identity_troubles(conn: Conn, side: str, group: CertificateGroup) -> Iterator[Trouble]:
     """Yield a Trouble if the certificate of this end does not fit authby= or the ID that this end sends.
 
     `side` is the side that is this host.  Pluto can't sign with an ECDSA key if authby= contains a method for
     RSA, or if authby= is not set (seen with 4.3, 4.10 and 5.2).
     """
-    ways = ways_of(conn, (side,)) or {"rsasig"}
+    methods = authentication_methods(conn, (side,)) or {"rsasig"}
     try:
-        kind, names = key_and_names(held.chosen()[1].der)
+        kind, names = key_and_names(group.chosen()[1].der)
     except ValueError:
         return  # validity_troubles() reports the certificate that can't be parsed
-    what = f"the certificate {quote(held.nickname)}"
-    has_rsa = any(way.startswith("rsa") for way in ways)
-    has_ecdsa = any(way.startswith("ecdsa") for way in ways)
+    what = f"the certificate {quote(group.nickname)}"
+    has_rsa = any(method.startswith("rsa") for method in methods)
+    has_ecdsa = any(method.startswith("ecdsa") for method in methods)
     if not has_rsa and not has_ecdsa:
         return
     needed = ""
@@ -21400,7 +21400,7 @@ def identity_troubles(conn: Conn, side: str, held: Held) -> Iterator[Trouble]:
                    edit_command(conn.settings[f"{side}id"]))
 
 
-def validity_troubles(entry: Held, issuers: Mapping[str, list[tuple[Parsed, Certificate]]],
+def validity_troubles(entry: CertificateGroup, issuers: Mapping[str, list[tuple[Parsed, Certificate]]],
                       checked_issuers: set[str], *, is_used: bool) -> Iterator[Trouble]:
     """Yield a Trouble if the certificate that pluto uses for a nickname is unreadable, invalid or expires soon.
 
@@ -21519,7 +21519,7 @@ def psks(facts: Facts, files: Sequence[str], names: Mapping[str, str]) -> Iterat
     fix='Add the line LEFTID RIGHTID : PSK "..." to ipsec.secrets, and run ipsec secrets.')
 def check_psk(facts: Facts) -> Iterator[Trouble]:
     host = facts.host
-    conns = [conn for conn in facts.needed_conns() if "secret" in ways_of(conn)]
+    conns = [conn for conn in facts.needed_conns() if "secret" in authentication_methods(conn)]
     name = secrets_file(host, facts.config)
     if conns and not host.exists(name):
         raise NotChecked("secrets", f"{name} does not exist")
@@ -21652,7 +21652,7 @@ def fitting_psks(ours: str | None, theirs: str | None,
     return answers
 
 
-def ways_of(conn: Conn, sides: Sequence[str] = ("left", "right")) -> set[str]:
+def authentication_methods(conn: Conn, sides: Sequence[str] = ("left", "right")) -> set[str]:
     """Return the authentication methods of a connection, for example `secret` or `rsasig`, in lower case.
 
     The methods come from authby=, and from leftauth= and rightauth= for the sides in `sides`.
@@ -21711,7 +21711,7 @@ def check_host_keys(facts: Facts) -> Iterator[Trouble]:
 
 def lacks_key(tunnel: Tunnel) -> bool:
     """Return whether this end can authenticate only with a signature, but names no key and no certificate."""
-    methods = ways_of(tunnel.conn, (tunnel.here,))
+    methods = authentication_methods(tunnel.conn, (tunnel.here,))
     if not all(method.startswith(("rsa", "ecdsa", "eddsa")) for method in methods):
         return False
     return not any(tunnel.conn.get(f"{tunnel.here}{word}") for word in ("cert", "eddsakey", *KEY_WORDS))
@@ -26116,8 +26116,8 @@ def counter_families(rows: Sequence[TunnelRow], tunnels: MeteredTunnels, ledger:
         counts = [tunnels.counts.get(name, {}).get((kind, "established"), 0) for name in names]
         yield (f"ipsec_connection_{kind}_sas", "gauge", f"Established {text} SAs of the connection.",
                [(tunnel_labels(row), count) for row, count in zip(rows, counts)])
-    for place, way, text in ((0, "in", "received"), (1, "out", "sent")):
-        yield (f"ipsec_connection_{way}_bytes_total", "counter",
+    for place, direction, text in ((0, "in", "received"), (1, "out", "sent")):
+        yield (f"ipsec_connection_{direction}_bytes_total", "counter",
                f"Bytes {text} by the connection's IPsec SAs, and by ended SAs that earlier runs counted.",
                [(tunnel_labels(row), ledger.totals[name][place]) for row, name in zip(rows, names)
                 if name in ledger.totals])

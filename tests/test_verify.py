@@ -22,10 +22,10 @@ from ipsec import (
     Section,
     Trouble,
     bare_nickname,
+    certificates_by_nickname,
     comparable_id,
     findings,
     has_secret,
-    held_certificates,
     is_bad_private,
     is_behind,
     is_dropped_id,
@@ -710,8 +710,8 @@ def test_the_name_for_a_nickname_with_a_colon_is_told(tmp_path: Path, monkeypatc
 
 
 def test_a_certificate_that_can_t_be_parsed_is_the_last_choice() -> None:
-    held = held_certificates([Certificate("gw", b"none", ",,", True)])
-    assert held["gw"].chosen()[0] is None and held["gw"].has_key
+    groups = certificates_by_nickname([Certificate("gw", b"none", ",,", True)])
+    assert groups["gw"].chosen()[0] is None and groups["gw"].has_key
 
 
 @pytest.mark.parametrize("setting, needed", [
