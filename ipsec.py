@@ -12265,8 +12265,8 @@ UPDOWN_STEPS = {
 }
 RESOLV_CONF = "/etc/resolv.conf"
 NM_HELPER = "/usr/libexec/nm-libreswan-service-helper"
-# The routing table, and the priority of the routing rule, for the ESP packets to a peer whose own address is
-# in the network that its tunnel leads to
+# The table for the route of ESP packets to the peer, and the priority of the routing rule that selects this
+# table.  The route is needed if the peer's own address is in the peer's client network.
 ESP_TABLE, ESP_RULE_PRIORITY = 50, 100
 OLD_HALVES = {**HALVES, "::/0": ("2000::/3",)}  # Libreswan before 5.2 uses this route in place of ::/0.
 # The nf_tables table for client address translation (CAT), and its chains.
@@ -17017,7 +17017,8 @@ def read_log_line(line: str) -> LogLine:
             return LogLine(when, line[end + 3:])
     if when is None:
         return LogLine(None, line)
-    return LogLine(when, line[15:].partition(": ")[2])  # logfile= has `Nov 23 06:12:08.123456: `
+    # a line of pluto's own log file begins with, for example, `Nov 23 06:12:08.123456: `
+    return LogLine(when, line[15:].partition(": ")[2])
 
 
 def tail_of_file(host: Host, name: str) -> list[str]:
@@ -24106,7 +24107,7 @@ def text_about_attempt(attempt: Attempt | None) -> str:
 
 
 def concerns(why: str, conn: str) -> bool:
-    """Return whether the reason of a finding of verify names the connection `conn`, or no connection."""
+    """Return whether `why`, the reason of a finding, names `conn`, or does not name any connection."""
     if "conn " not in why:
         return True
     text = f"{why} "  # so that a character also follows a name at the end
