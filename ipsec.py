@@ -345,7 +345,7 @@ def check_link(path: str, info: os.stat_result) -> None:
 
     `info` is the lstat(2) of the path.  With such a link, another user could choose the file that this
     program writes.  The sysctl fs.protected_symlinks prevents that only in directories with the sticky bit,
-    and not for programs that resolve links on their own, as this one does.
+    and only if the kernel resolves the link.  This program resolves links itself.
     """
     import stat
     if stat.S_ISLNK(info.st_mode) and info.st_uid not in (0, os.geteuid()):
@@ -454,8 +454,8 @@ def open_file_behind(part: str, directory: int, link: os.stat_result) -> os.stat
     """Return the stat(2) of the open file to which a link in /proc/PID/fd leads (proc(5)).
 
     The kernel itself follows such a link.  Its text may be no path, for example if the file is a pipe.
-    Return None if the caller must follow the text as a path: for any other link, for a directory, and for a
-    regular file that this process does not have open under that number.
+    Return None if the caller must follow the text as a path.  That is so for any other link, for a directory,
+    and for a regular file that this process does not have open under the number in the link's name.
     """
     import stat
     if not os.path.isdir("/proc/self/fd") or link.st_dev != os.stat("/proc/self").st_dev:
@@ -799,8 +799,8 @@ def resolve_links(name: str, root: str, stops: Collection[str], follow: bool = T
 class Mounts:
     """The mount points of this process whose file systems can hang, because a server or a program serves them.
 
-    `silent` maps each mount point that did not answer to three values: the time.monotonic() at which that was
-    known, the path that was accessed, and for how many seconds this process waited.
+    `silent` maps each mount point that did not answer to three values: the time.monotonic() at the end of the
+    wait, the path that was accessed, and the seconds that this process waited.
     """
 
     def __init__(self) -> None:
@@ -895,9 +895,9 @@ class Host:
     def _program_dir(self, variable: str) -> str:
         """Return the directory that an environment variable names, or "" if the variable is not set.
 
-        Programs are run from this directory.  Raises Failure if the caller is root and the directory is one
-        from which root must not run programs (why_untrusted()), and TimeoutError if its file system does not
-        answer.  SYSTEM_PATH and EXEC_DIRS are not checked.
+        Programs are run from this directory.  Raises Failure if this process is root and root must not run
+        programs from the directory (why_untrusted()).  Raises TimeoutError if the file system of the
+        directory does not answer.  SYSTEM_PATH and EXEC_DIRS are not checked.
         """
         directory = self.env.get(variable, "")
         if directory and self.superuser and directory not in (*SYSTEM_PATH, *EXEC_DIRS):
@@ -1490,9 +1490,9 @@ class Host:
         """Run several programs at the same time and return the result of each.
 
         Each command has three items: its argv, the first part of its standard input, and the last part, such
-        as COMMIT, which makes the program act.  The last parts are written after all programs have been
-        started with the first parts.  So if this process is killed, all programs act or none acts, unless it
-        is killed between the writes of two last parts.  Raises what run() and filled_pipe() raise.
+        as COMMIT, which makes the program act.  The last parts are written after all programs have received
+        the first parts.  So if this process is killed, all programs act or none acts.  The only exception is
+        a kill between the writes of two last parts.  Raises what run() and filled_pipe() raise.
         """
         import signal
         paths = [self.resolve(argv[0]) for argv, _, _ in commands]
@@ -2697,9 +2697,9 @@ BEFORE_SECRET = KEY_KINDS | {"is", "was", "secret", "password", "passphrase", "p
 def secrets_of_remark(tokens: Sequence[Token]) -> list[Token]:
     """Return the tokens of a comment that may be secrets.
 
-    These are words that begin with 0x, 0s or 0t, and quoted words after a word of BEFORE_SECRET or a word
-    that ends with `:` or `=`.  The comment `# the key for "west-east"` holds no secret: it names a
-    connection.
+    These are words that begin with 0x, 0s or 0t.  Quoted words count, too, if the word before them is in
+    BEFORE_SECRET or ends with `:` or `=`.  The comment `# the key for "west-east"` holds no secret: it names
+    a connection.
     """
     likely = []
     before = ""
@@ -2848,10 +2848,10 @@ _ROW_SHAPE = str.maketrans({**dict.fromkeys(HEX_DIGITS, "x"), ":": " "})
 def is_harmless_word(word: str) -> bool:
     """Return whether a word is an ordinary word, a small number, an address, or a name like `eth0`.
 
-    An ordinary word is in MIXED_CASE, or has at most 24 letters: small letters, capitals, or a capital and
-    then small letters.  A name is such a word with fewer than 12 letters, and then up to three digits, or one
-    digit if it has a capital and then small letters.  A number has fewer than six digits, or contains a full
-    stop.  The characters `-_.:/` do not count.
+    An ordinary word is in MIXED_CASE, or has at most 24 letters: only small letters, only capitals, or a
+    capital before small letters.  A name is such a word with fewer than 12 letters, followed by up to three
+    digits.  After a capital and small letters, it has only one digit.  A number has fewer than six digits, or
+    contains a full stop.  The characters `-_.:/` do not count.
     """
     word = word.strip("\"'()[]{}<>,;!?")
     if word in MIXED_CASE:
@@ -2887,9 +2887,9 @@ def shown_words(text: str) -> str:
 def is_harmless_part(word: str) -> bool:
     """Return whether a word of a message is harmless.
 
-    These are harmless: a word that is_harmless_word() accepts, a path of such words, a measured value such as
-    `1.5s`, a number of up to seven digits such as a process ID, the name of a directive with its `=`, and a
-    result of systemd such as `status=203/EXEC`.
+    Harmless are: words that is_harmless_word() accepts, paths of such words, measured values such as `1.5s`,
+    numbers of up to seven digits such as a process ID, names of directives with their `=`, and results of
+    systemd such as `status=203/EXEC`.
     """
     word = word.strip("\"'`()[]{}<>,;!?.:")
     if word.partition("=")[0] in ("code", "status", "signal", "result"):
@@ -3230,7 +3230,7 @@ def base64_forms(data: bytes) -> set[str]:
     """
     import binascii
     forms = {binascii.b2a_base64(data, newline=False).decode().rstrip("=")}
-    # leave out the first digits and the last one if they also hold bits of the bytes before or after the part
+    # leave out the first digits and the last digit if they also hold bits of bytes outside the part
     for offset, first in ((0, 0), (1, 2), (2, 3)):
         inner = binascii.b2a_base64(bytes(offset) + data, newline=False).decode().rstrip("=")[first:]
         if (offset + len(data)) % 3:
@@ -4807,8 +4807,8 @@ def learn_updown(redactor: Redactor, config: Config) -> None:
 
     A script may print its arguments, and pluto then logs them.  An argument may be a secret if it follows a
     word such as `--token`, with a blank or `=` between them, or if it looks like random characters.  Pluto
-    runs the command in a shell, so a quoted argument is learned as a whole and, as it may be a command with
-    arguments of its own, word by word.
+    runs the command in a shell.  So a quoted argument is learned as a whole, and also word by word, because
+    it may itself be a command with arguments.
     """
     import re
     commands: list[list[str]] = []
@@ -6127,9 +6127,9 @@ class XfrmData(XfrmReader):
         """Return what the kernel does with a packet for `destination` to which `policy` applies.
 
         The word is `encrypt`, `authenticate` (AH), `hold`, `block` or `clear`.  `hold` means that the kernel
-        asks pluto for a missing state, and meanwhile drops the packet or, if net.core.xfrm_larval_drop is 0,
-        lets it wait.  If `policy` is None, the word is `clear`.  Raises OSError or TimedOut if the states
-        can't be read.
+        asks pluto for a missing state.  Until the state exists, the kernel drops the packet or, if
+        net.core.xfrm_larval_drop is 0, lets the packet wait.  If `policy` is None, the word is `clear`.
+        Raises OSError or TimedOut if the states can't be read.
         """
         if policy is None:
             return "clear"
@@ -8617,8 +8617,8 @@ STATUS_SETTINGS = frozenset((
     "debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)", "State Information",
     "- allowed subnets", "- excluded subnets", "stats db_ops"))
 SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # In pluto's texts, 1 KB is 1,024 bytes.
-# A state belongs to an IKE SA if its name or description contains one of IKE_MARKS.  Of the other states, those
-# belong to Child SAs whose line names the IKE SA, or whose name or description contains one of CHILD_MARKS.
+# A state belongs to an IKE SA if its name or description contains one of IKE_MARKS.  Any other state belongs
+# to a Child SA if its line names an IKE SA, or if its name or description contains one of CHILD_MARKS.
 CHILD_MARKS = (
     "CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2", "QR1")
 IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
@@ -9549,8 +9549,8 @@ def exact_traffic(host: Host, timeout: float) -> dict[int, dict[str, Any]]:
 def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
     """Return the state of a loaded connection as one of the words that Diagnosis.state can have.
 
-    `entries` are the entries in pluto's status of the connection, of its instances, and of the connections
-    that pluto made from its pairs of subnets.
+    `entries` come from pluto's status: the entry of the connection, those of its instances, and those of the
+    connections that pluto made for single pairs of subnets.
     """
     if not any(entry["oriented"] for entry in entries):
         return "not oriented"
@@ -9825,8 +9825,8 @@ def der_time(text: str, short: bool) -> int:
     year, month, day, hour, minute, second = (int(text[:4]), *(int(text[i:i + 2]) for i in range(4, 14, 2)))
     if not 1 <= month <= 12:
         raise ValueError(f"month {month}")
-    # Let the year begin in March: a leap day is then the last day of a year, and from March on, the lengths
-    # of the months repeat after five months, which have 153 days together.
+    # Let the year begin in March.  Then a leap day is the last day of a year.  From March on, the lengths of
+    # the months repeat every five months, and five months have 153 days.
     year, month = (year, month - 3) if month > 2 else (year - 1, month + 9)
     days = 365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 719469
     return ((days * 24 + hour) * 60 + minute) * 60 + second
@@ -9892,10 +9892,10 @@ def make_directories(names: Sequence[str]) -> None:
 class NssLock(Lock):
     """The lock on the directory of an NSS database, which a command holds while it changes the database.
 
-    If every user can write to the directory, the lock removes the write permission of the group and of others
-    until it is released, so that nobody else can replace a file during the change.  The mode stays in two
-    cases: the directory belongs to another user, or it has the sticky bit, so that others can't replace
-    files.
+    If every user can write to the directory, locking it removes the write permission of the group and of
+    others until the lock is released.  So nobody else can replace a file during the change.  The mode is not
+    changed if the directory belongs to another user, or has the sticky bit, which already keeps others from
+    replacing files.
     """
 
     def __init__(self, fd: int, host: Host, directory: str) -> None:
@@ -9964,9 +9964,9 @@ class NssDatabase:
         """Run a tool of NSS on the database in `directory` (default this database), and return its result.
 
         The words `{0}` and `{1}` are replaced by the paths of in-memory files that hold files[0] and
-        files[1].  If the password is known, another in-memory file holds it.  The path of that file is the
-        argument of the option that `secret` names (-f or -k), and with `twice` also of -@.  So the password
-        is neither on the command line nor in a file on disk.
+        files[1].  If the password is known, another in-memory file holds it.  `secret` is the option (-f or
+        -k) that gets the path of this file; with `twice`, the option -@ gets it, too.  So the password is
+        neither on the command line nor in a file on disk.
 
         Raises NssTool if the tool fails, or OSError (ENOSPC) if a full disk is the cause.  Raises
         Missing or TimedOut as Host.run() does, and the errors of check_modules() and check_answers().
@@ -10386,7 +10386,7 @@ class NssDatabase:
         """Raise Failure if pkcs11.txt belongs to another user than root, or if every user can write to it.
 
         NSS loads the libraries that pkcs11.txt names, so such a user could run code as root.  A file whose
-        owner has no ID in this user namespace is accepted, because root of the host may be this owner.  Do
+        owner has no ID in this user namespace is accepted, because the owner may be root of the host.  Do
         nothing if this process is not root, or if --root is used, because no tool of NSS runs then.
         """
         name = f"{self.directory}/pkcs11.txt"
@@ -10427,9 +10427,9 @@ class NssDatabase:
     def _open_own(self, name: str) -> int | None:
         """Open a subdirectory of the locked directory if it is safe to use, and return its descriptor.
 
-        The subdirectory is safe if it is no symbolic link, this user owns it, and nobody else can write to
-        it.  Return None if it is not safe or does not exist.  Raises Failure if it belongs to root and this
-        user is not permitted to read it.
+        The subdirectory is safe if it is not a symbolic link, belongs to this user, and nobody else can write
+        to it.  Return None if the subdirectory is not safe or does not exist.  Raises Failure if the
+        subdirectory belongs to root and this user is not permitted to read it.
         """
         try:
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.opened)
@@ -11798,9 +11798,9 @@ class Iptables:
         """Remove the rules `gone` and insert the rules `new`.
 
         The change of each address family is one transaction.  Both transactions start at nearly the same
-        moment (Host.run_together()): if this process is killed, it is very unlikely that only one of them is
-        made.  If one fails, undo the other and raise Failure, or UnknownRules if undoing fails.  Raises
-        TimedOut if a program hangs; it is then unknown whether its change is made.
+        moment (Host.run_together()).  So if this process is killed, it is very unlikely that only one
+        transaction is made.  If one fails, undo the other and raise Failure, or UnknownRules if undoing
+        fails.  Raises TimedOut if a program hangs; it is then unknown whether its change is made.
         """
         lines: dict[int, list[str]] = {}
         undo: dict[int, list[str]] = {}
@@ -12096,9 +12096,9 @@ def nflog_places(host: Host, updown: str) -> Sequence[tuple[str, str]]:
 def runs_libreswan_updown(host: Host, updown: str) -> bool:
     """Return whether leftupdown= runs libreswan's _updown, and this script makes rules for nflog=.
 
-    `updown` is the value of leftupdown=.  If it is empty, pluto runs `ipsec _updown`, which is libreswan's
-    script if the program `ipsec` of this host is a shell script.  The result is True also for a script of the
-    administrator that is a copy of libreswan's, or runs `ipsec _updown`.
+    `updown` is the value of leftupdown=.  If `updown` is empty, pluto runs `ipsec _updown`.  This is
+    libreswan's script if the program `ipsec` of this host is a shell script.  The result is True also for a
+    script of the administrator that is a copy of libreswan's script or runs `ipsec _updown`.
     """
     words = updown.strip("\"'").split() or ["ipsec", "_updown"]
     if words[0] in ("%disabled", "none"):
@@ -12606,9 +12606,9 @@ class Updown:
         """Return the interface of the route to the next hop, or an empty text if PLUTO_INTERFACE is to be
         used.
 
-        The script of 5.4 always uses PLUTO_INTERFACE.  If left= is an address of a loopback interface, such a
-        route fails, because the kernel never applies IPsec to a packet that is routed to that interface
-        (net.ipv4.conf.lo.disable_xfrm).
+        The script of 5.4 always uses PLUTO_INTERFACE.  If left= is an address of the loopback interface, a
+        route through PLUTO_INTERFACE does not work: the kernel never applies IPsec to packets that it routes
+        to this interface (net.ipv4.conf.lo.disable_xfrm).
         """
         hop = self.get("PLUTO_NEXT_HOP")
         if self.link_flags(self.get("PLUTO_INTERFACE")) & IFF_LOOPBACK:
@@ -14572,10 +14572,10 @@ CHANGING = frozenset("""
 def unknown_command(host: Host, name: str) -> Failure:
     """Return the error for a command that is neither built in nor in the exec directory.
 
-    For a name of NOT_HERE, the error says why the command can't run.  For one of SYNONYMS, it names the
-    command.  Otherwise it suggests a command with a similar name.  It suggests a command that changes
-    something only if the two names differ in one letter, or in the order of two letters, because the user may
-    mean a command that only reads.
+    If the name is in NOT_HERE, the error says why the command can't run.  If it is in SYNONYMS, the error
+    names the right command.  Otherwise the error suggests a command with a similar name.  A command that
+    changes something is suggested only if the names differ in one letter, or in the order of two letters.
+    The user may have meant a command that only reads.
     """
     if "/" in name or name in (".", "..", ""):
         return Failure(f"ipsec: {quote(name)} is not a command name", ERROR,
@@ -15236,8 +15236,8 @@ class PlutoWords:
     def _knows(self, word: str) -> bool:
         """Return whether a word of a message needs no mask.
 
-        That is a known word, a number, an address, a harmless path, the name of a host or interface, or a word
-        that consists of such parts.
+        These words need no mask: known words, numbers, addresses, harmless paths, names of hosts and
+        interfaces, and words that consist of such parts.
         """
         import re
         head, at, tail = word.rpartition("@")
@@ -15329,8 +15329,8 @@ class LogFilter:
     def program_of(self, line: str) -> tuple[str, int]:
         """Return the name of the program that wrote the line, and the column at which its message starts.
 
-        If the line has no time, only a name with a PID is found (`pluto[7]: `); without one, the name is empty.
-        If the line has a time, but no name is found, the name is `?`.
+        In a line without a time, only a name with a PID is found (`pluto[7]: `).  If no name is found, the
+        result is `?` for a line with a time, and empty for a line without a time.
         """
         time_match = self.time.match(line)
         if not time_match or not line[time_match.end():].strip(" 0123456789"):
@@ -15372,9 +15372,9 @@ class LogFilter:
     def without_bytes(self, line: str) -> str:
         """Return the line with `[redacted N bytes]` in place of dumped bytes and the rest of the line.
 
-        Output of an updown script and the log prefix of a firewall rule are masked too, and so are opaque words
-        in a text that speaks of a secret.  In a debug line (`| ...`) without dumped bytes, long hexadecimal
-        numbers and words in base64 are masked.
+        These are masked too: the output of an updown script, the log prefix of a firewall rule, and opaque
+        words in a text that mentions a secret.  In a debug line (`| ...`) without dumped bytes, long
+        hexadecimal numbers and words in base64 are masked.
         """
         line = self.grouped_bytes.sub(REDACTED, without_log_prefix(line))
         head, bar, text = line.partition("| ")
@@ -15416,8 +15416,8 @@ class LogFilter:
     def _mask_hex(self, match: re.Match[str]) -> str:
         """Return the mask for a long hexadecimal number.
 
-        Return the number unchanged if it is a CKAID, which only identifies a key, or if it may be a decimal
-        number of 64 bits (up to 20 decimal digits).
+        Return the number unchanged if it is a CKAID, because a CKAID only identifies a key.  Also return it
+        unchanged if it has at most 20 digits and no letters, because it may be a decimal number of 64 bits.
         """
         before = match.string[max(0, match.start() - 12):match.start()]
         if "ckaid" in before.lower() or (match[0].isdecimal() and len(match[0]) <= 20):
@@ -15991,9 +15991,9 @@ class OutputFile:
 def start_workers(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, Worker]:
     """Start the sections that are `slow` or `apart` before their turn, and return their workers by name.
 
-    The result lacks sections that are left out, sections that pass data to the sink, and sections for which no
-    thread or process can be made.  Processes are started before threads, because a fork copies only the thread
-    that calls fork(): a lock that another thread holds would stay locked in the new process.
+    The result lacks sections that are left out, that pass data to the sink, or for which no thread or process
+    can be made.  Processes are started before threads.  A fork copies only the thread that calls fork(), so a
+    lock that another thread holds would stay locked in the new process.
     """
     workers: dict[str, Worker] = {}
     for section in sorted(sections, key=lambda part: not part.apart):
@@ -16666,7 +16666,7 @@ def skip_silent(word: str, words: RuleWords) -> None:
 def nft_values(words: RuleWords) -> str:
     """Return the next value, or all values of a set in braces, separated by commas, and move past them.
 
-    Comments of the values are left out.  Return `@`, which stands for unknown values, if a value has one of
+    Comments of the values are left out.  `@` stands for unknown values.  It is returned if a value has one of
     SET_STATEMENTS, or if the rule compares the field with a number (`> 1024`).
     """
     if words.skip("<", ">", "<=", ">="):
@@ -18452,8 +18452,8 @@ class Facts:
     def ask_addconn(self) -> None:
         """Start the installed `addconn --checkconfig`, which reads the configuration while other checks run.
 
-        addconn is not started under --root, or if it is not installed.  It is also not started if ipsec.conf is
-        missing, or if a file of the configuration can't be read, because addconn would fail or hang at the
+        addconn is not started under --root, if it is not installed, or if ipsec.conf is missing.  It is also
+        not started if a file of the configuration can't be read, because addconn would fail or hang at the
         same file.
         """
         config = self.config
@@ -18664,9 +18664,9 @@ class Facts:
     def sockets(self) -> list[tuple[Socket, bool]]:
         """Return pairs of a UDP socket on port 500 or 4500, and whether the socket belongs to pluto.
 
-        The sockets are those in pluto's network namespace, or in that of this process if no pluto is visible.
-        Raises Missing if /proc has no list of sockets, and OSError if the list or pluto's open files can't be
-        read.
+        The sockets are those in pluto's network namespace or, if no pluto is visible, in the network
+        namespace of this process.  Raises Missing if /proc has no list of sockets, and OSError if the list or
+        pluto's open files can't be read.
         """
         file = f"/proc/{self.pid or 'self'}/net/udp"
         if not self.host.exists(file):
@@ -19020,9 +19020,9 @@ class Tunnel(Record):
 def is_behind(net: str, own: Mapping[str, int]) -> bool:
     """Return whether this host must forward packets for a network.  This is always true for 0.0.0.0/0 and ::/0.
 
-    Return False for a single address of this host, and for a network that contains an address of the loopback
-    interface other than 127.0.0.1 and ::1.  `own` maps each address of this host to the index of the
-    address's interface; 1 is the loopback interface.
+    Return False for a single address of this host.  Also return False for a network that contains an address
+    of the loopback interface other than 127.0.0.1 and ::1.  `own` maps each address of this host to the index
+    of the address's interface; 1 is the loopback interface.
     """
     if net in EVERYTHING:
         return True
@@ -19530,10 +19530,10 @@ def check_rp_filter(facts: Facts) -> Iterator[Trouble]:
 def dropped_peers(facts: Facts, strict: Sequence[str]) -> Iterator[tuple[Tunnel, str, str]]:
     """Yield each tunnel for which a strict filter drops the packets of the peer.
 
-    With the tunnel, yield the interface on which the packets arrive, and the interface of the route to the
-    peer (or `no interface`).  `strict` has the interfaces with a strict filter.  Only a peer in the network
-    of this end's address is checked, because it is unknown on which interface packets of other peers arrive.
-    Raises OSError if the kernel does not list the addresses.
+    Each item has the tunnel, the interface on which the packets arrive, and the interface of the route to the
+    peer (or `no interface`).  `strict` has the interfaces with a strict filter.  A peer is checked only if it
+    is in the network of this end's address.  For other peers, the interface on which their packets arrive is
+    unknown.  Raises OSError if the kernel does not list the addresses.
     """
     routing, links = Routing(facts.host), link_names(facts.host)
     own_nets = {address: (links.get(index, ""), bits) for address, bits, _, index in routing.addresses()}
@@ -19688,10 +19688,10 @@ def check_algorithms(facts: Facts) -> Iterator[Trouble]:
 
 
 def lacking_trouble(facts: Facts, user: str, proposals: str, missing: Sequence[Sequence[str]]) -> Trouble:
-    """Return the Trouble for an esp= value with proposals that need modules that the kernel lacks.
+    """Return the Trouble for an esp= value, if the kernel lacks modules that its proposals need.
 
-    `user` names the connection, and `proposals` is the esp= value.  `missing` has, for each proposal, the
-    list of the modules that it needs and that the kernel lacks.
+    `user` names the connection, and `proposals` is the esp= value.  `missing` has an item for each proposal:
+    the list of needed modules that the kernel lacks.
     """
     modules: dict[str, None] = {}
     for of_proposal in missing:
@@ -19864,10 +19864,10 @@ def has_peer_name(tunnel: Tunnel) -> bool:
 
 
 def route_troubles(facts: Facts) -> Iterator[Trouble]:
-    """Yield a Trouble for each connection with both ends on this host, and for each missing route.
+    """Yield a Trouble for each missing route, and for each connection that has both ends on this host.
 
-    A connection with both ends on this host is left out if pluto has loaded it, because the check `loaded`
-    reports it.
+    If pluto has loaded such a connection, nothing is yielded, because the check `loaded` reports the
+    connection.
     """
     for conn in facts.needed_conns():
         if both_here(facts, conn) and conn.name not in facts.loaded_names():
@@ -20036,9 +20036,9 @@ IKE_TRAFFIC = (
 class Roles(Record):
     """What the connections of this host need from a firewall.
 
-    `answers` is True if left= or right= of a connection stands for any address (ANY_ID), so that a peer with
-    an unknown address can send the first packet.  `waits` is True if a connection leaves the first packet to
-    the peer.  `begins` is True if this host sends the first packet of a connection.  `levels` is for the
+    `answers` is True if left= or right= of a connection stands for any address (ANY_ID).  A peer with an
+    unknown address can then send the first packet.  `waits` is True if a connection leaves the first packet
+    to the peer.  `begins` is True if this host sends the first packet of a connection.  `levels` is for the
     kinds of packets in IKE_TRAFFIC whose own level is empty.  It maps the name of such a kind to the level of
     a finding, or to an empty string if no connection needs the packets.
     """
@@ -21098,7 +21098,8 @@ def old_database_fix(facts: Facts) -> str:
     """Return a command that moves or migrates an old NSS database to the directory that pluto uses.
 
     `ipsec checknss` does not convert and move a database in one run.  So if the directory of libreswan 3.x
-    has a Berkeley DB database, a first run converts it there, and a second run moves it.
+    has a Berkeley DB database, the command runs `ipsec checknss` twice: the first run converts the database,
+    and the second run moves it.
     """
     host, directory = facts.host, facts.nssdir
     places = [directory]
@@ -22020,9 +22021,9 @@ def with_chroot(host: Host, fix: str) -> str:
 def finding_lines(finding: Finding, *, colour: bool = False) -> Iterator[str]:
     """Yield one or two lines of the report for a finding.
 
-    The first line has the form of libreswan's verify, but has the level before the word if the level is not
-    OK.  If there is a reason, the second line has the reason and, if there is one, the command that fixes the
-    problem.  If `colour` is true, escape sequences colour the word.
+    The first line has the form of libreswan's verify.  If the level is not OK, the level is before the word.
+    If there is a reason, the second line has the reason, and the command that fixes the problem if there is
+    one.  If `colour` is true, escape sequences colour the word.
     """
     tint = {"OK": 92, "FAIL": 91}.get(finding.level, 93)
     word = f"\x1b[{tint}m{finding.word}\x1b[0m" if colour else finding.word
@@ -22365,8 +22366,8 @@ def pluto_log(report: Report) -> Iterator[str]:
     """Yield pluto's messages from the file of logfile= and from the journal.
 
     If that file can't be read and the journal has no messages, yield the messages from the first of SYSLOGS
-    with a start of pluto.  Raises Missing if no log is found.  If this process is not permitted to read the
-    file or the journal, the PermissionError or Denied is raised at the end, but only if none of SYSLOGS was
+    that has a start of pluto.  Raises Missing if no log is found.  Raises PermissionError or Denied, after
+    all other text, if this process is not permitted to read the file or the journal, and none of SYSLOGS was
     used.
     """
     denied: Exception | None = None
@@ -24351,8 +24352,8 @@ def no_connection(host: Host, name: str, where: str = "") -> str:
     """Return the error message for a connection that is not found, with a hint if there is one.
 
     `where` is ` in FILE` if the configuration file does not have the connection, and empty if pluto does not
-    have it.  The hint is a similar name or, if only pluto does not have the connection, the command that
-    loads it.
+    have it.  The hint is a similar name.  If the file has the connection and pluto does not, the hint is the
+    command that loads the connection.
     """
     message = f"no connection named {quote(name)}{where}"
     names = connection_names(host)
@@ -25303,9 +25304,9 @@ def names_only(host: Host, file: str, names: Collection[str]) -> bool:
 
 
 def is_needed_line(line: str) -> bool:
-    """Return True if Tunnels needs this status line of an SA.
+    """Return whether Tunnels needs this status line of an SA.
 
-    Return False for a line that shows an established IKE SA, or the traffic of an SA if that is less than 1 MB.
+    A line about an established IKE SA, or about less than 1 MB of traffic, is not needed.
     """
     if ("established IKE SA" in line or "IKE SA established" in line
             or "ISAKMP SA established" in line or "established ISAKMP SA" in line):
@@ -25929,8 +25930,8 @@ class MeteredTunnels(Tunnels):
 class Ledger:
     """Counts the bytes of each tunnel since pluto started.
 
-    All bytes of an SA that still exists are counted.  Of an SA that has ended, the bytes at the last update
-    before its end are counted, so an SA that no update saw is not counted.
+    For an SA that still exists, all bytes are counted.  For an SA that has ended, the bytes at the last
+    update before its end are counted.  An SA that began and ended between two updates is not counted.
 
     A file saves the counts from one run of `ipsec metrics` to the next.  The file is ignored if pluto has
     been restarted since then.  `totals` has for each tunnel the bytes in, the bytes out, and the time of
@@ -26848,9 +26849,9 @@ class Digests:
     def unknown_keywords(self, conn: Conn) -> list[str]:
         """Return the keywords for which it is unknown whether they have changed since pluto started.
 
-        If there is a digest of the connection, the list is empty.  Otherwise it has the keywords of
-        unseen_keywords() from files that were changed after pluto started, or all of them if no process of
-        pluto was found.
+        If there is a digest of the connection, the list is empty.  Otherwise it has those of
+        unseen_keywords() that are set in files that were changed after pluto started.  If no process of pluto
+        was found, it has all of unseen_keywords().
         """
         if conn.name in self.digests:
             return []
@@ -26884,8 +26885,8 @@ class Step(Record):
 
     `mark` is + (add), ~ (replace, start or route), - (delete), ! (the definition has an error, or pluto
     refuses it) or ? (unknown whether the connection has changed).  `text` is the reason or an explanation.
-    `loads`: the step loads the connection from ipsec.conf.  If `auto` is `start` or `ondemand`, the
-    connection is started or routed at the end of the step; other values have no effect.
+    `loads` is True if the step loads the connection from ipsec.conf.  If `auto` is `start` or `ondemand`, the
+    step then starts or routes the connection; other values have no effect.
     """
 
     mark: str
@@ -27110,9 +27111,9 @@ class Reload:
         """Return the other connections that each step interrupts.
 
         In IKEv2, connections to the same peer share an IKE SA, which belongs to one of these connections.
-        When that connection is replaced or deleted, the IKE SA ends with all its tunnels.  The keys of the
-        result are names of steps.  A value maps the name of each interrupted connection to True if this host
-        can initiate it again, or to False if it is an instance.
+        When this one connection is replaced or deleted, the IKE SA ends with all tunnels.  The keys of the
+        result are names of steps.  Each value is a dict from the name of an interrupted connection to True if
+        this host can initiate it again, or to False if it is an instance.
         """
         ending = {step.name for step in steps if step.mark == "-" or (step.mark == "~" and step.loads)}
         if not ending:
@@ -27196,8 +27197,8 @@ def step_counts(steps: Sequence[Step]) -> str:
 def reload_command(host: Host, args: Args) -> int:
     """Run `ipsec reload`.  Return 0, or 1 if a step fails or a connection is refused.
 
-    Raises Failure with addconn's exit status if ipsec.conf is invalid, with status 1 if a file with secrets
-    has an error, 33 if pluto does not answer, and 127 without libreswan's addconn.
+    Raises Failure if ipsec.conf is invalid (with addconn's exit status), if a file with secrets has an error
+    (1), if pluto does not answer (33), or if libreswan's addconn is not installed (127).
     """
     reload = Reload(host, args)
     await_pluto(host, reload.timeout)
@@ -27312,8 +27313,8 @@ def restart_command(host: Host, args: Args) -> int:
 def stackmanager_command(host: Host, args: Args) -> int:
     """Run `ipsec _stackmanager ACTION` and return OK.
 
-    Raises Failure if the action is unknown, if the user is not root (status 4), if the configuration has
-    errors, or if pluto may still run at a stop or restart.
+    Raises Failure if the action is unknown, if the user is not root (status 4), or if the configuration has
+    errors.  A stop or restart also raises Failure if pluto may still run.
     """
     action = args.operands[0]
     if action not in ("start", "stop", "restart"):
