@@ -7424,7 +7424,7 @@ class Conversation:
 
 
 class Pluto(Record):
-    """The running pluto's version, the type of its socket, and the build options that change its messages."""
+    """The version of the running pluto, and the build options that change its messages."""
 
     version: str  # The version in pluto's status, with any suffix; empty if the status shows no version.
     labelled: bool = False  # USE_LABELED_IPSEC
@@ -10778,7 +10778,8 @@ def copy_database(source: str, target: str) -> None:
     """Copy the database files that exist in the directory `source` to the directory `target`.
 
     Raises OSError if a file is locked or can't be copied.  Raises Failure if SQLite can't copy a file that
-    has a journal, because another program is changing the file, or was killed during a change.
+    has a journal.  Such a file is being changed by another program, or that program was killed during the
+    change.
     """
     for name in NSS_FILES:
         old, new = os.path.join(source, name), os.path.join(target, name)
@@ -12742,8 +12743,7 @@ class Updown:
         """Add or remove client address translation, if the connection uses it (CAT).
 
         In packets to the peer's client network, the rules replace the address of this host with the address
-        that the peer assigned.  In packets from that network, they replace the assigned address with that of
-        this host.
+        that the peer assigned.  In packets from the peer's client network, the rules do the reverse.
         """
         peer, given = self.get("PLUTO_PEER_CLIENT"), self.get("PLUTO_MY_CLIENT_NET")
         if not self.get("CAT") or (up and given == "0.0.0.0"):
@@ -24720,7 +24720,7 @@ class WhackRunner:
     def _load_status(self, name: str, ran: Ran) -> int:
         """Return the exit status for the result of addconn.  Print causes of failures that addconn omits.
 
-        Return NO_PLUTO if pluto is not running or can't be asked, ERROR if addconn exits with 0 without
+        Return NO_PLUTO if pluto is not running or does not answer, ERROR if addconn exits with 0 without
         loading the connection, and otherwise the exit status of addconn.
         """
         host = self.host
