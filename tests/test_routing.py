@@ -15,7 +15,6 @@ from .test_kernel import HEADER, Kernel, Link, message
 
 #: Lines `COMMAND: TYPE FLAGS BODY`: what iproute2 6.1 sends for `ip COMMAND`, kept by strace; v0 is interface 3
 REQUESTS = (Path(__file__).parent / "data/kernel/requests.txt").read_text().splitlines()
-ACKNOWLEDGED = struct.pack("=i", 0) + bytes(16)
 
 
 class Recorder(Kernel):
