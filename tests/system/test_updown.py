@@ -16,6 +16,7 @@ import pytest
 
 from ..ground.host import Result
 from ..ground.machine import PYZ, Machine
+from ..test_updown import ALL, GATEWAY, LOOPBACK, SOURCE, XFRMI
 
 ORIGINAL = ["/bin/bash", "/usr/libexec/ipsec/_updown.xfrm"]
 OURS = ["/usr/bin/python3", PYZ, "_updown"]
@@ -35,15 +36,10 @@ V6 = {
     "PLUTO_NEXT_HOP": "2001:db8::2", "PLUTO_MY_CLIENT": "2001:db8:1::/64", "PLUTO_MY_CLIENT_NET": "2001:db8:1::",
     "PLUTO_PEER_CLIENT": "2001:db8:2::/64", "PLUTO_PEER_CLIENT_NET": "2001:db8:2::",
 }
-GATEWAY = {"PLUTO_NEXT_HOP": "192.0.2.254"}
-SOURCE = {"PLUTO_MY_SOURCEIP": "10.1.0.9"}
-ALL = {"PLUTO_PEER_CLIENT": "0.0.0.0/0", "PLUTO_PEER_CLIENT_NET": "0.0.0.0"}
 ALL_V6 = {"PLUTO_PEER_CLIENT": "::/0", "PLUTO_PEER_CLIENT_NET": "::"}
 HOST = {"PLUTO_MY_CLIENT": "192.0.2.1/32", "PLUTO_MY_CLIENT_NET": "192.0.2.1", "PLUTO_PEER_CLIENT": "192.0.2.2/32",
         "PLUTO_PEER_CLIENT_NET": "192.0.2.2"}
 NEIGHBOUR = {"PLUTO_PEER_CLIENT": "10.1.0.77/32", "PLUTO_PEER_CLIENT_NET": "10.1.0.77"}
-LOOPBACK = {"PLUTO_INTERFACE": "lo", "PLUTO_ME": "203.0.113.9"}
-XFRMI = {"PLUTO_VIRT_INTERFACE": "ipsec1", "PLUTO_XFRMI_ROUTE": "yes"}
 MARK = {"PLUTO_XFRMI_FWMARK": "1/0xffffffff"}
 DNS = {"PLUTO_CFG_CLIENT": "1", "PLUTO_PEER_DNS_INFO": "10.2.0.53 10.2.0.54"}
 DOMAINS = {**DNS, "PLUTO_PEER_DOMAIN_INFO": "example.com corp.example"}
