@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import ipsec
+from tests.ground.listener import Listener
 
 CONNECTIONS = """000 pluto_version=5.2, pluto_vendorid=x
 000 "hq": 10.1.0.0/24===192.0.2.1[@west]...192.0.2.2[@east]===10.2.0.0/24; routed-tunnel; my_ip=unset;
@@ -43,29 +43,14 @@ class Gateway:
         self.details = ""  # more status lines of these SAs
         self.host = ipsec.Host({}, ctlsocket=str(directory / "pluto.ctl"), nssdir=str(directory),
                                conf="/nonexistent")
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.host.ctlsocket)
-        self._listener.listen(5)
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+        self.listener = Listener(self.host.ctlsocket, self._answer)
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                link, _ = self._listener.accept()
-            except OSError:
-                return
-            with link:
-                text = RW + "".join(TRAFFIC.format(*sa) for sa in self.sas)
-                if link.recv(16384) == ipsec.basic_message(ipsec.BASIC_STATUS):
-                    text = CONNECTIONS.format(serial=self.sas[-1][0]) + "".join(STATE.format(*sa) for sa in self.sas)
-                    text += self.details
-                link.sendall(text.encode())
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(30)
+    def _answer(self, link: socket.socket) -> None:
+        text = RW + "".join(TRAFFIC.format(*sa) for sa in self.sas)
+        if link.recv(16384) == ipsec.basic_message(ipsec.BASIC_STATUS):
+            text = CONNECTIONS.format(serial=self.sas[-1][0]) + "".join(STATE.format(*sa) for sa in self.sas)
+            text += self.details
+        link.sendall(text.encode())
 
     def metrics(self, state: bool = True) -> str:
         """Return what `ipsec metrics` prints."""
@@ -77,7 +62,7 @@ class Gateway:
 def gateway(tmp_path: Path) -> Iterator[Gateway]:
     made = Gateway(tmp_path)
     yield made
-    made.close()
+    made.listener.close()
 
 
 def series(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

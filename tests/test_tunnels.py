@@ -10,13 +10,13 @@ import select
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import ipsec
+from tests.ground.listener import Listener
 
 STATUS = """000 pluto_version=5.2, pluto_vendorid=x
 000 Connection list:
@@ -53,25 +53,14 @@ TRAFFIC = """006 #2: "hq", type=ESP, add_time=1700000000, inBytes=3000, outBytes
 @pytest.fixture
 def pluto(tmp_path: Path) -> Iterator[str]:
     """The control socket of a pluto with these tunnels."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "pluto.ctl"))
-        listener.listen(5)
+    def answer(link: socket.socket) -> None:
+        is_status = link.recv(16384) == ipsec.basic_message(ipsec.BASIC_STATUS)
+        link.sendall((STATUS if is_status else TRAFFIC).encode())
 
-        def serve() -> None:
-            while True:
-                try:
-                    link, _ = listener.accept()
-                except OSError:
-                    return
-                with link:
-                    is_status = link.recv(16384) == ipsec.basic_message(ipsec.BASIC_STATUS)
-                    link.sendall((STATUS if is_status else TRAFFIC).encode())
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield str(tmp_path / "pluto.ctl")
-        listener.shutdown(socket.SHUT_RDWR)
-    thread.join(30)
+    path = str(tmp_path / "pluto.ctl")
+    listener = Listener(path, answer)
+    yield path
+    listener.close()
 
 
 def run(pluto: str, *words: str, conf: str = "/nonexistent", **env: str) -> subprocess.CompletedProcess[str]:

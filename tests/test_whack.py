@@ -11,7 +11,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ipsec
+from tests.ground.listener import Listener
 
 DATA = Path(__file__).parent / "data" / "whack"
 LP64 = ipsec.Abi(8, 8, 8, "little")
@@ -255,36 +255,22 @@ class FakePluto:
         self.back: list[bytes] = []
         self.version, self.answer, self.hold = version, list(answer), hold
         kind = socket.SOCK_SEQPACKET if version == "5.4" else socket.SOCK_STREAM
-        self._listener = socket.socket(socket.AF_UNIX, kind)
-        self._listener.bind(str(path))
-        self._listener.listen(5)
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+        self.listener = Listener(str(path), self._answer, kind)
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                link, _ = self._listener.accept()
-            except OSError:
+    def _answer(self, link: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            link.settimeout(30)
+            self.seen.append(link.recv(16384))
+            if self.seen[-1] == ipsec.basic_message(ipsec.BASIC_STATUS) and self.version:
+                for line in STATUS.format(self.version).splitlines(keepends=True):
+                    link.send(line.encode())
                 return
-            with link, contextlib.suppress(OSError):
-                link.settimeout(30)
-                self.seen.append(link.recv(16384))
-                if self.seen[-1] == ipsec.basic_message(ipsec.BASIC_STATUS) and self.version:
-                    for line in STATUS.format(self.version).splitlines(keepends=True):
-                        link.send(line.encode())
-                    continue
-                for part in self.answer:
-                    link.send(part)
-                    if part.endswith((b"?\n", b" prompt for u:\n", b" prompt for p:\n")):
-                        self.back.append(link.recv(1024))
-                if self.hold:
-                    link.recv(1)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(30)
+            for part in self.answer:
+                link.send(part)
+                if part.endswith((b"?\n", b" prompt for u:\n", b" prompt for p:\n")):
+                    self.back.append(link.recv(1024))
+            if self.hold:
+                link.recv(1)
 
 
 @pytest.fixture
@@ -298,7 +284,7 @@ def listening(tmp_path: Path) -> Iterator[Callable[..., FakePluto]]:
 
     yield make
     for pluto in made:
-        pluto.close()
+        pluto.listener.close()
 
 
 @pytest.mark.parametrize("version", ["5.5", "5.2-17-gabc-dirty"])
@@ -631,7 +617,7 @@ def test_any_bytes_from_pluto_over_the_socket(tmp_path_factory: pytest.TempPathF
         status = failure.status
         assert "\n" not in str(failure)
     finally:
-        fake.close()
+        fake.listener.close()
     assert 0 <= status < 100
 
 

@@ -8,6 +8,7 @@
     inits.py     a machine under an init system: systemd, sysvinit, OpenRC, runit, s6
     uml.py       a kernel for a machine (user-mode-linux) with ESP and AH, which this machine's kernel may lack
     gateways.py  two gateways in such a kernel, for real tunnels
+    listener.py  a socket on which a test answers in pluto's place
     surroundings.py  sets what a test process inherits to defaults: signals, umask, limits, locale
 
 Root file systems live in ${XDG_CACHE_HOME:-~/.cache}/ipsec-tests; you may remove it whenever no test runs.
