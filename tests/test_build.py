@@ -368,15 +368,21 @@ exec env -i "$0" "$1" barf --section version --section nftables --section uptime
     assert os.listdir(home) == []
 
 
-def loaded_for(python: str | Path, archive: Path, name: str, part: str = "") -> list[str]:
-    """Return the functions and classes that are there once a command is loaded, and then a part, in their order."""
-    script = f"""
+def import_script(archive: Path) -> str:
+    """Return Python lines that import `ipsec` from the archive as `module`; the command that they run does not exit."""
+    return f"""
 import os, runpy, sys
 os._exit = lambda status: None
 sys.path.insert(0, {str(archive)!r})
 sys.argv = ["ipsec", "--directory"]
 runpy.run_path({str(archive)!r}, run_name="__main__")
 module = sys.modules["ipsec"]
+"""
+
+
+def loaded_for(python: str | Path, archive: Path, name: str, part: str = "") -> list[str]:
+    """Return the functions and classes that are there once a command is loaded, and then a part, in their order."""
+    script = import_script(archive) + f"""
 module.load_rest({name!r})
 assert {name!r} in module.COMMANDS, "not registered"
 assert not {part!r} or module.load_part({part!r}) is vars(module)[{part!r}]
@@ -395,13 +401,8 @@ def test_a_command_loads_the_blocks_that_it_needs(pyz: Path, tmp_path: Path) -> 
 
 def test_threads_that_load_the_same_code_run_each_block_once(pyz: Path) -> None:
     """Sections of a report load parts in their threads.  A second run would define the tables of causes again."""
-    script = f"""
-import collections, os, runpy, sys, threading
-os._exit = lambda status: None
-sys.path.insert(0, {str(pyz)!r})
-sys.argv = ["ipsec", "--directory"]
-runpy.run_path({str(pyz)!r}, run_name="__main__")
-module = sys.modules["ipsec"]
+    script = import_script(pyz) + """
+import collections, threading
 runs = collections.Counter()
 other = threading.Thread(target=module.load_rest, args=["barf"])
 
