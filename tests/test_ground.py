@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield host.cache()
 
 
+def run_in_threads(target: Callable[[], None], count: int) -> None:
+    """Run `count` threads at the same time, and wait for them."""
+    threads = [threading.Thread(target=target) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+
 def test_a_build_that_fails_is_tried_once(cache: Path) -> None:
     """By one thread while another asks for the same root, and by another process of this run; the next run tries."""
     tried = []
@@ -60,11 +69,7 @@ def test_a_build_that_fails_is_tried_once(cache: Path) -> None:
         except Unavailable as reason:
             errors.append(reason)  # as a future does, the list keeps the exception and its frames
 
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    run_in_threads(ask, 3)
     assert [str(error) for error in errors] == ["moon can't be built"] * 3 and len(tried) == 1
     assert roots.failures == {"moon": "E: no such archive"}
     environment = {**os.environ, "IPSEC_TESTS_RUN": roots.RUN}
@@ -92,11 +97,7 @@ def test_what_is_done_once_is_done_once_by_all_threads() -> None:
             prepare()
 
     prepare = host.once(work)
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    run_in_threads(ask, 4)
     assert calls == [1]
 
 
