@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,24 +105,42 @@ def test_examples_are_command_lines_that_the_command_accepts() -> None:
             COMMANDS[name].parse(words[1:])
 
 
-def test_completion_knows_the_registry(tmp_path: Path) -> None:
+Complete = Callable[..., list[str]]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> ipsec.Host:
+    """A host with three connections, one of them with a space in its name."""
     (tmp_path / "ipsec.conf").write_text("config setup\n\nconn tunnel\n\tauto=add\nconn \"two words\"\n\nconn a:b\n")
-    host = ipsec.Host({"IPSEC_EXECDIR": str(tmp_path)}, conf=str(tmp_path / "ipsec.conf"))
+    return ipsec.Host({"IPSEC_EXECDIR": str(tmp_path)}, conf=str(tmp_path / "ipsec.conf"))
 
-    def complete(*words: str) -> list[str]:
-        return ipsec.completions(host, words)
 
+@pytest.fixture
+def complete(host: ipsec.Host) -> Complete:
+    """complete(words…): what is offered in place of the last word."""
+    return lambda *words: ipsec.completions(host, words)
+
+
+def test_completion_knows_the_registry(complete: Complete) -> None:
     for entry in COMMANDS.values():
         assert (entry.name in complete("")) == (not entry.hidden), entry.name
         offered = complete(entry.name, "-")
         for option in entry.options or ():
             assert set(option.names.split()) <= set(offered), (entry.name, option.names)
     assert {option.key for option in ipsec.GLOBAL_OPTIONS} <= set(complete("-"))
+    assert complete("help", "chec") == sorted(name for name in complete("") if name.startswith("chec"))
+
+
+def test_completion_knows_the_connections(complete: Complete) -> None:
     assert complete("up", "") == ["a:b", "tunnel", "two words"]
     assert complete("auto", "--up", "t") == ["tunnel", "two words"]
     assert complete("--config", "x", "down", "tu") == ["tunnel"]
+    for words in ("why", "tunnels", "start", "connectionstatus", "whack --name", "readwriteconf --conn"):
+        assert complete(*words.split(), "tu") == ["tunnel"], words
+
+
+def test_completion_knows_the_values_of_arguments_and_options(complete: Complete) -> None:
     assert complete("--config", "") == [] == complete("barf", "--output", "")
-    assert complete("help", "chec") == sorted(name for name in complete("") if name.startswith("chec"))
     assert complete("verify", "rp_") == ["rp_filter"]
     assert complete("completion", "") == sorted(ipsec.COMPLETIONS)
     assert complete("verify", "--explain=rp_") == ["--explain=rp_filter"]
@@ -131,15 +150,19 @@ def test_completion_knows_the_registry(tmp_path: Path) -> None:
     assert complete("stop", "--init=no") == ["--init=none"]
     assert complete("newhostkey", "--keytype", "") == ["ecdsa", "rsa"]
     assert complete("verify", "--root", "") == [] == complete("verify", "--timeout", "")
-    for words in ("why", "tunnels", "start", "connectionstatus", "whack --name", "readwriteconf --conn"):
-        assert complete(*words.split(), "tu") == ["tunnel"], words
     assert complete("setup", "st") == ["start", "status", "stop"]
+
+
+def test_completion_of_a_line_is_quoted_for_the_shell(host: ipsec.Host) -> None:
     assert ipsec.line_completions(host, "ipsec up tw") == ["two\\ words"]
     assert ipsec.line_completions(host, "ipsec up 'tw") == ["two words"]
     assert ipsec.line_completions(host, "ipsec up two\\ w") == ["two\\ words"]
     assert ipsec.line_completions(host, "ipsec up a:") == ["b"]
     assert ipsec.line_completions(host, "ipsec up ") == ["a:b", "tunnel", "two\\ words"]
     assert ipsec.line_completions(host, "ipsec start --init=sy") == ["systemd", "sysvinit"]
+
+
+def test_completion_needs_no_correct_ipsec_conf(complete: Complete, tmp_path: Path) -> None:
     for broken in ("conn x\n\tauto=add\ninclude /\0\n", "\xff\n"):
         (tmp_path / "ipsec.conf").write_text(broken)
         assert isinstance(complete("up", ""), list)
