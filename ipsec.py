@@ -5494,7 +5494,7 @@ def hexadecimal(value: int) -> str:
     return f"0x{value:x}" if value else "0"
 
 
-def link_names(host: Host) -> dict[int, str]:
+def link_names() -> dict[int, str]:
     """Return the names of the network interfaces by index, or an empty dict if they can't be read."""
     import _socket as socket
     try:
@@ -5509,7 +5509,7 @@ class KernelReader:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.address = Remembered(ip_text)
-        self.links = link_names(host)
+        self.links = link_names()
 
     def device(self, index: int) -> str:
         """Return the name of the interface with this index.  An unknown index 7 gives the name `if7`."""
@@ -6323,11 +6323,6 @@ def is_plutos_reqid(reqid: int, reqids: Collection[int]) -> bool:
     return reqid > MANUAL_REQID_MAX or (reqid != 0 and reqid in reqids)
 
 
-def is_plutos_state(state: State, reqids: Collection[int] = ()) -> bool:
-    """Return whether pluto made the state.  `reqids` are the values of reqid= of all connections."""
-    return is_plutos_reqid(state.reqid, reqids)
-
-
 def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
     """Remove the states and policies that pluto made; return how many states and how many policies these are.
 
@@ -6339,7 +6334,7 @@ def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
 
     states = []
     for buffer, start, end in state_messages(host):
-        if is_plutos_state(data.state_data(buffer, start, end), reqids):
+        if is_plutos_reqid(data.state_data(buffer, start, end).reqid, reqids):
             state = data.read_state(buffer, start, end)
             body = pack_struct(STATE_ID_FORM, state.address, state.spi, state.family, state.protocol)
             states.append([(XFRM_MSG_DELSA, NLM_F_ACK, body + naming_attributes(state.more))])
@@ -18642,7 +18637,7 @@ class Facts:
 
         Raises OSError if the kernel does not list the addresses.
         """
-        names = link_names(self.host)
+        names = link_names()
         return {address: names.get(index, "") for address, _, _, index in Routing(self.host).addresses()}
 
     def device_to(self, net: str) -> str:
@@ -19534,7 +19529,7 @@ def dropped_peers(facts: Facts, strict: Sequence[str]) -> Iterator[tuple[Tunnel,
     is in the network of this end's address.  For other peers, the interface on which their packets arrive is
     unknown.  Raises OSError if the kernel does not list the addresses.
     """
-    routing, links = Routing(facts.host), link_names(facts.host)
+    routing, links = Routing(facts.host), link_names()
     own_nets = {address: (links.get(index, ""), bits) for address, bits, _, index in routing.addresses()}
     for tunnel in facts.tunnels:
         own = tunnel.conn.get(tunnel.here)
@@ -19902,7 +19897,7 @@ def link_troubles(facts: Facts) -> Iterator[Trouble]:
     A connection needs the interface of the route to the peer, and each interface with an address in a network
     behind this host.
     """
-    routing, link_name = Routing(facts.host), link_names(facts.host)
+    routing, link_name = Routing(facts.host), link_names()
     own = [(address, link_name[index]) for address, _, _, index in routing.addresses() if index in link_name]
     users: dict[str, str] = {}  # By interface: a sentence about a connection that needs the interface.
     outer = {tunnel.device for tunnel in facts.needed_tunnels()}  # The interfaces to the peers.
@@ -22403,7 +22398,7 @@ def logfile_messages(report: Report) -> Generator[str, None, bool]:
         return False
     yield f"==> {logfile} <==\n"
     try:
-        yield from log_text(report, logfile, report.since)
+        yield from log_text(report, logfile)
     except PermissionError:
         raise
     except OSError as error:
@@ -22453,7 +22448,7 @@ def syslog_messages(report: Report) -> Generator[str, None, bool]:
     for name in SYSLOGS:
         if report.host.exists(name) and last_start(report.host, name) is not None:
             yield f"==> {name} <==\n"
-            yield from log_text(report, name, report.since, shared=True)
+            yield from log_text(report, name, shared=True)
             return True
     return False
 
@@ -22467,16 +22462,16 @@ def shortened_log(report: Report, lines: Iterable[str], *, shared: bool = False)
     return text_of_lines(lines)
 
 
-def log_text(report: Report, name: str, since: float, *, shared: bool = False) -> Iterator[str]:
-    """Yield shortened_log() of a log file from the time `since`, in seconds since the epoch, to the end.
+def log_text(report: Report, name: str, *, shared: bool = False) -> Iterator[str]:
+    """Yield shortened_log() of a log file from the time `report.since` to the end.
 
-    If `since` is 0, the lines begin with pluto's last start or, if the log has none, with the first line.  At
+    If that is 0, the lines begin with pluto's last start or, if the log has none, with the first line.  At
     most the last LOG_TAIL bytes of the file are read.  Raises OSError if the file can't be read.
     """
     host = report.host
     size = host.stat(name).st_size
     start = 0
-    if not since:
+    if not report.since:
         start = last_start(host, name) or 0
     starts_late = size - start > LOG_TAIL
     if starts_late:
@@ -22486,8 +22481,8 @@ def log_text(report: Report, name: str, since: float, *, shared: bool = False) -
     lines: Iterator[str] = split_lines(host.chunks(name, start))
     if starts_late:
         next(lines, "")  # skip the rest of a cut line, because half of a secret would not be masked
-    if since:
-        lines = lines_since(lines, since)
+    if report.since:
+        lines = lines_since(lines, report.since)
     yield from shortened_log(report, lines, shared=shared)
 
 

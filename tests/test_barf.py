@@ -368,7 +368,7 @@ def test_a_log_that_is_cut_begins_with_a_whole_line(tmp_path: Path) -> None:
     line = f"{'x' * 1000} end\n"
     log.write_text("Starting Pluto\n" + line * (2 * ipsec.LOG_TAIL // len(line)))
     text = "".join(ipsec.log_text(ipsec.Report(ipsec.Host({}, root=str(tmp_path)), ipsec.COMMANDS["barf"].parse([])),
-                                  "/etc/pluto.log", 0.0))
+                                  "/etc/pluto.log"))
     assert text.startswith("... ") and {part + "\n" for part in text.splitlines()[1:]} == {line}
 
 

@@ -93,7 +93,7 @@ def golden(name: str) -> list[bytes]:
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The links and the time zone where the messages were kept."""
-    monkeypatch.setattr(ipsec, "link_names", lambda host: LINKS)
+    monkeypatch.setattr(ipsec, "link_names", lambda: LINKS)
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     yield

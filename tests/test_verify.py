@@ -1060,7 +1060,7 @@ class System:
         patch("find_pluto", lambda host: self.pid)
         patch("plutos", lambda host: [])
         patch("policy_messages", asks_kernel([]))
-        patch("link_names", lambda host: {1: "lo", 2: "eth0", 3: "eth1"})
+        patch("link_names", lambda: {1: "lo", 2: "eth0", 3: "eth1"})
         patch("Routing.addresses", asks_kernel([("192.0.2.1", 24, 0, 2), ("10.1.0.1", 24, 0, 3)]))
         patch("Routing.lookup", lambda routing, address, *_: asks_kernel(ipsec.Route(
             False, address, "", "eth1" if address.startswith("10.1.") else "eth0", "192.0.2.1"))())
