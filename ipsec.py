@@ -1837,7 +1837,7 @@ class Host:
 
     # --- sockets --------------------------------------------------------------------------------------------
 
-    def netlink(self, family: int, timeout: float = 10.0) -> _socket.socket:
+    def netlink(self, family: int) -> _socket.socket:
         """Return a bound netlink socket of a family of netlink(7), such as NETLINK_XFRM.
 
         Raises OSError if the kernel lacks the family, or if the caller is not permitted to use it.
@@ -1845,7 +1845,7 @@ class Host:
         import _socket as socket
         link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
         try:
-            link.settimeout(timeout)
+            link.settimeout(10.0)
             link.bind((0, 0))
         except OSError:
             link.close()
@@ -4529,9 +4529,9 @@ def expand_braces(pattern: str) -> list[str]:
     return [head + word + end for word in words for end in ends]
 
 
-def secrets_file(host: Host, config: Config | None = None) -> str:
+def secrets_file(host: Host, config: Config) -> str:
     """Return the name of the secrets file: the value of secretsfile=, or ipsec.secrets if it is not set."""
-    return config.setup("secretsfile", host.secrets) if config else host.secrets
+    return config.setup("secretsfile", host.secrets)
 
 
 def is_ignored_entry(host: Host, record: SecretRecord) -> bool:
@@ -6289,7 +6289,7 @@ def pluto_priorities(selector: Selector) -> set[int]:
     return priorities
 
 
-def is_plutos_policy(policy: Policy, reqids: Collection[int] = ()) -> bool:
+def is_plutos_policy(policy: Policy, reqids: Collection[int]) -> bool:
     """Return whether pluto made the policy.  `reqids` are the values of reqid= of all connections.
 
     The kernel does not record who made a policy, so the policy's fields decide.  The policy of a tunnel has
@@ -6323,7 +6323,7 @@ def is_plutos_reqid(reqid: int, reqids: Collection[int]) -> bool:
     return reqid > MANUAL_REQID_MAX or (reqid != 0 and reqid in reqids)
 
 
-def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
+def flush_xfrm(host: Host, reqids: Collection[int]) -> tuple[int, int]:
     """Remove the states and policies that pluto made; return how many states and how many policies these are.
 
     Call this only while no pluto runs: packets that the policies protected are sent in clear afterwards.
@@ -7275,7 +7275,7 @@ class Conversation:
     spends between two lines, for example in a pager, does not count.  Use the class as a context manager.
     """
 
-    def __init__(self, host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
+    def __init__(self, host: Host, timeout: float | None) -> None:
         """Connect to pluto's control socket.
 
         Raises TimedOut if the queue of the socket stays full.  Raises NoPluto under --root, or if the
@@ -7451,7 +7451,7 @@ def split_code(line: bytes) -> tuple[int, str]:
 DETAIL_HEAD = 5  # the first 5 characters of a connection's detail line identify the kind of line
 
 
-def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT,
+def pluto_status(host: Host, timeout: float | None,
                  details: Collection[str] | None = None) -> Iterator[str]:
     """Yield the lines of pluto's full status as they arrive, without codes.  Works with every release.
 
@@ -7489,7 +7489,7 @@ def has_connection(host: Host, name: str) -> bool | None:
     return False
 
 
-def await_pluto(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
+def await_pluto(host: Host, timeout: float | None) -> None:
     """Wait until pluto has handled an empty request.  Raises NoPluto, TimedOut.
 
     If a basic message contains no request, pluto of every release closes the connection without a reply.  A
@@ -7501,7 +7501,7 @@ def await_pluto(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
             continue
 
 
-def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
+def probe(host: Host, timeout: float | None) -> Pluto:
     """Ask pluto for its status, and return pluto's version and build options.  Only the first call asks.
 
     The request is a basic message.  A message in the format of a release is not safe before pluto's release
@@ -7543,7 +7543,7 @@ def shutdown_message(version: str) -> bytes:
     return basic_message([oldest])
 
 
-def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
+def pluto_shutdown(host: Host, timeout: float | None) -> None:
     """Ask pluto to exit, whatever its release, and wait until pluto closes the connection.
 
     Raises NoPluto, TimedOut.
@@ -8442,7 +8442,7 @@ def must_name_each(host: Host, names: Collection[str], timeout: float | None) ->
     return leading_version(probe(host, timeout).version) >= (5, 4)
 
 
-def whack_message(host: Host, options: Sequence[tuple[str, str]], timeout: float | None = PLUTO_TIMEOUT,
+def whack_message(host: Host, options: Sequence[tuple[str, str]], timeout: float | None,
                   pluto: Pluto | None = None) -> tuple[bytes, tuple[int, ...] | None]:
     """Return the message for the running pluto, and pluto's version.
 
@@ -8466,7 +8466,7 @@ def whack_message(host: Host, options: Sequence[tuple[str, str]], timeout: float
     return request.pack(), request.version
 
 
-def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
+def pluto_lines(host: Host, *words: str, timeout: float | None,
                 pluto: Pluto | None = None) -> Iterator[str]:
     """Yield the lines of pluto's reply to a whack command line as they arrive, without codes.
 
@@ -22012,7 +22012,7 @@ def with_chroot(host: Host, fix: str) -> str:
     return f"{shell_words(['chroot', host.root])} {fix}"
 
 
-def finding_lines(finding: Finding, *, colour: bool = False) -> Iterator[str]:
+def finding_lines(finding: Finding, *, colour: bool) -> Iterator[str]:
     """Yield one or two lines of the report for a finding.
 
     The first line has the form of libreswan's verify.  If the level is not OK, the level is before the word.

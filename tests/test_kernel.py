@@ -69,7 +69,7 @@ class Kernel(ipsec.Host):
         for start in range(0, len(bodies), 3):
             yield b"".join(message(16, body, 2, sequence) for body in bodies[start:start + 3])
 
-    def netlink(self, family: int, timeout: float = 10.0) -> Any:
+    def netlink(self, family: int) -> Any:
         return Link(self)
 
     def lines(self, name: str) -> Iterator[str]:

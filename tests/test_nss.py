@@ -640,11 +640,11 @@ def test_sizes_of_rsa_keys(size: str, status: int, said: str) -> None:
 def test_the_hint_without_libreswan(tmp_path: Path) -> None:
     env = {"IPSEC_EXECDIR": str(tmp_path), "IPSEC_RUNDIR": str(tmp_path)}
     with pytest.raises(ipsec.NoPluto) as caught:
-        ipsec.Conversation(Host(env))
+        ipsec.Conversation(Host(env), 1.0)
     assert caught.value.hint.startswith("libreswan is not installed (") and "install libreswan" in caught.value.hint
     (tmp_path / "pluto").write_text("")
     with pytest.raises(ipsec.NoPluto) as caught:
-        ipsec.Conversation(Host(env))
+        ipsec.Conversation(Host(env), 1.0)
     assert caught.value.hint == "start it with: ipsec start"
 
 

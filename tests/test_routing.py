@@ -26,7 +26,7 @@ class Recorder(Kernel):
         self.error = error
         self.requests: list[tuple[int, int, bytes]] = []
 
-    def netlink(self, family: int, timeout: float = 10.0) -> Any:
+    def netlink(self, family: int) -> Any:
         return RecordingLink(self)
 
 

@@ -363,7 +363,7 @@ def test_a_basic_message_touches_what_it_is_for_and_nothing_else(release: str) -
 def test_shutdown_asks_first_and_sends_one_byte(listening: Callable[..., FakePluto], version: str) -> None:
     fake = listening(version)
     assert ipsec.native_whack(fake.host, ["--shutdown"]) == 0
-    ipsec.pluto_shutdown(fake.host)
+    ipsec.pluto_shutdown(fake.host, 60.0)
     assert fake.seen == [ipsec.basic_message(ipsec.BASIC_STATUS), *2 * [ipsec.shutdown_message(version)]]
 
 
