@@ -4641,20 +4641,30 @@ def comparable_id(text: str, names: Mapping[str, str]) -> str | None:
     return "name " + text.lower().rstrip(".")
 
 
+def address_family(address: str) -> int:
+    """Return AF_INET or AF_INET6 for an address or network in text form."""
+    return AF_INET6 if ":" in address else AF_INET
+
+
+def packed_address(address: str) -> bytes:
+    """Return the 4 or 16 bytes of an IP address.  Raises OSError if the text is no IP address."""
+    import _socket as socket
+    return socket.inet_pton(address_family(address), address)
+
+
 def canonical_net(text: str) -> str | None:
     """Return an address or network as `address/bits` without host bits, or None if `text` is neither."""
     import _socket as socket
     address, slash, bits = text.partition("/")
-    family = AF_INET6 if ":" in address else AF_INET
+    if slash and not (bits.isascii() and bits.isdigit()):
+        return None
     try:
-        number = int.from_bytes(socket.inet_pton(family, address), "big")
-        size = 128 if family == AF_INET6 else 32
-        if slash and not (bits.isascii() and bits.isdigit()):
-            return None
+        packed = packed_address(address)
+        size = 8 * len(packed)
         length = int(bits) if slash else size
         host_bits = size - length
-        number = (number >> host_bits) << host_bits
-        return f"{socket.inet_ntop(family, number.to_bytes(size // 8, 'big'))}/{length}"
+        number = int.from_bytes(packed, "big") >> host_bits << host_bits
+        return f"{socket.inet_ntop(address_family(address), number.to_bytes(len(packed), 'big'))}/{length}"
     except (OSError, ValueError):
         return None
 
@@ -5475,13 +5485,6 @@ def ip_text(data: bytes) -> str:
     if len(data) == 16:
         return socket.inet_ntop(AF_INET6, data)
     return data.hex()
-
-
-def packed_address(address: str) -> bytes:
-    """Return the 4 or 16 bytes of an IP address.  Raises OSError if the text is no IP address."""
-    import _socket as socket
-    family = AF_INET6 if ":" in address else AF_INET
-    return socket.inet_pton(family, address)
 
 
 def text_name(data: bytes | None) -> str:
@@ -11198,11 +11201,6 @@ class Route(Record):
 # For 0.0.0.0/0 and ::/0, the two halves of the network.  _updown adds routes to the halves, which the kernel
 # prefers to the default route.
 HALVES = {"0.0.0.0/0": ("0.0.0.0/1", "128.0.0.0/1"), "::/0": ("::/1", "8000::/1")}
-
-
-def address_family(address: str) -> int:
-    """Return AF_INET or AF_INET6 for an address or network in text form."""
-    return AF_INET6 if ":" in address else AF_INET
 
 
 def split_net(net: str) -> tuple[bytes, int]:
