@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 # ============================================================================================================
 
 VERSION = "0.1.0"
+DEFAULT_CONF = "/etc/ipsec.conf"
 
 # The end of the message of an internal error.  SECURITY.md says how to report that a secret was shown.
 REPORT_IT = "please report it to the issue tracker of ipsec.pyz, with the output of `ipsec version --verbose`"
@@ -873,7 +874,7 @@ class Host:
 
         get = self.env.get
         # an empty variable counts as unset, as with ${VAR:-default} in libreswan's script
-        self.conf = conf or get("IPSEC_CONF") or "/etc/ipsec.conf"
+        self.conf = conf or get("IPSEC_CONF") or DEFAULT_CONF
         self.confddir = get("IPSEC_CONFDDIR") or "/etc/ipsec.d"
         self.sbindir = self._program_dir("IPSEC_SBINDIR") or "/usr/sbin"
         self.execdir = self._program_dir("IPSEC_EXECDIR") or self._first_dir(EXEC_DIRS)
@@ -13010,7 +13011,7 @@ def updown_defaults(host: Host) -> dict[str, str]:
 # libreswan 3.29, 4.10 and 5.4.
 # ============================================================================================================
 
-DEFAULT_CONF, DEFAULT_RUNDIRS = "/etc/ipsec.conf", ("/run/pluto", "/var/run/pluto")
+DEFAULT_RUNDIRS = ("/run/pluto", "/var/run/pluto")
 SERVICE_NAMES = ("ipsec", "libreswan", "pluto")
 NOT_OURS = ("strongswan", "charon", "racoon", "setkey")  # Other programs whose service may be called `ipsec`.
 # Seconds that modprobe, addconn and the status commands of init systems may take, and within
@@ -24672,7 +24673,7 @@ class WhackRunner:
         addconn = self.addconn()
         if host.conf == "-":
             words = ("--config", "-", *words)
-        elif host.conf != "/etc/ipsec.conf":
+        elif host.conf != DEFAULT_CONF:
             words = ("--config", os.path.abspath(host.conf), *words)
         if self.args.flag("--verbose"):
             words = ("--verbose", *words)
@@ -28577,7 +28578,7 @@ def run_program(host: Host, program: str, name: str, entry: Command | None, word
     """
     known = options_by_name((entry.options if entry else None) or ())
     given = {word.partition("=")[0] for word in words}
-    if "--config" in known and "--config" not in given and host.conf != "/etc/ipsec.conf":
+    if "--config" in known and "--config" not in given and host.conf != DEFAULT_CONF:
         words = ["--config", host.conf, *words]  # the programs do not read IPSEC_CONF
     if "--nssdir" in known and not given & {"--nssdir", "-d"}:
         words = ["--nssdir", load_part("pluto_nssdir")(host), *words]
