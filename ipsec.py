@@ -18817,6 +18817,11 @@ class Facts:
         return NssDatabase(self.host, self.nssdir)
 
     @property
+    def is_fips(self) -> bool:
+        """Whether the kernel is in FIPS mode.  False if the kernel has no FIPS mode: the file does not exist."""
+        return self.host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
+
+    @property
     @once
     def needs_database(self) -> bool:
         """Whether a connection names a certificate or a key, or the NSS database has a certificate.
@@ -21182,8 +21187,7 @@ def password_file_troubles(facts: Facts, base: NssDatabase) -> Iterator[Trouble]
         return
     host, name = facts.host, password_file(facts.host)
     usual_token, fips_token = NSS_TOKENS
-    is_fips = host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
-    token = fips_token if is_fips else usual_token
+    token = fips_token if facts.is_fips else usual_token
     text = host.read(name)
     *ended_lines, _ = text.split("\n")
     if any(line.startswith(f"{token}:") for line in ended_lines):
@@ -21870,8 +21874,7 @@ def check_fips(facts: Facts) -> Iterator[Trouble]:
     policy = host.value("/etc/crypto-policies/config").strip()
     if not host.isdir("/proc/sys/kernel"):
         raise Missing("the kernel's FIPS mode is unknown, because /proc/sys does not exist")
-    # value() returns an empty string if the file does not exist: the kernel then has no FIPS mode
-    is_fips = host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
+    is_fips = facts.is_fips
     state = "on" if is_fips else "off"
     pluto = facts.pluto_setting("fips mode").strip(";")
 
