@@ -14712,6 +14712,11 @@ def shown_name(name: str, characters: str) -> str:
     return name if is_harmless else LEFT_OUT
 
 
+def left_out_variable(name: str) -> str:
+    """Return the shown text for an assignment to a variable: its name, if that is harmless, and no value."""
+    return f"{shown_name(name, UPPER + '_')}={LEFT_OUT}"
+
+
 def is_ipsec_program(path: str) -> bool:
     """Return whether the last part of the path is in IPSEC_PROGRAMS."""
     return os.path.basename(path) in IPSEC_PROGRAMS
@@ -14860,7 +14865,7 @@ def shown_setting(line: str) -> str:
     if name in HARMLESS_VARIABLES:
         is_harmless = value.startswith("/") or shown_remark(value) == value
         return f"{name}={value if is_harmless else LEFT_OUT}"
-    return f"{shown_name(name, UPPER + '_')}={LEFT_OUT}"
+    return left_out_variable(name)
 
 
 def shown_unit_line(line: str) -> str:
@@ -14882,7 +14887,7 @@ def shown_unit_line(line: str) -> str:
         return f"{key}={shown_arguments(value.split())}"
     if key == "Environment":
         names = [word.strip("\"'").partition("=")[0] for word in value.split() if "=" in word]
-        return f"{key}=" + " ".join(f"{shown_name(name, UPPER + '_')}={LEFT_OUT}" for name in names)
+        return f"{key}=" + " ".join(map(left_out_variable, names))
     if key in ("PassEnvironment", "UnsetEnvironment"):
         names = [word.partition("=")[0] for word in value.split()]
         return f"{key}=" + " ".join(shown_name(name, UPPER + "_") for name in names)
@@ -14969,7 +14974,7 @@ def shown_release_line(line: str) -> str:
     is_harmless_url = name.endswith("_URL") and is_harmless_part(value)
     if name in RELEASE_KEYS or is_harmless_url:
         return line.rstrip()
-    return f"{shown_name(name, UPPER + '_')}={LEFT_OUT}"
+    return left_out_variable(name)
 
 
 def shown_mode_line(line: str) -> str:
