@@ -19049,7 +19049,7 @@ def both_here(facts: Facts, conn: Conn) -> bool:
     return all(conn.get(side) in facts.own_addresses() for side in ("left", "right"))
 
 
-def edit_command(problem: Problem | Setting | Conn) -> str:
+def edit_command(problem: Problem | Setting | Conn | Psk) -> str:
     """Return a command that opens the file of `problem` in an editor, at its line if the line is known.
 
     If `problem` is a Problem with a sed script, return a command that runs the script instead.
@@ -21594,7 +21594,7 @@ def second_keys(entries: Iterable[Psk]) -> Iterator[Trouble]:
         if used.key != entry.key:
             yield ("WARN", "NOT USED",
                    f"{entry.file}:{entry.line}: pluto does not use this PSK, because {used.file}:{used.line} "
-                   "has the same IDs and comes first", shell_words(["vi", f"+{entry.line}", entry.file]))
+                   "has the same IDs and comes first", edit_command(entry))
 
 
 def dropped_id_trouble(entry: Psk) -> Trouble:
@@ -21603,7 +21603,7 @@ def dropped_id_trouble(entry: Psk) -> Trouble:
     The message quotes an ID only if the ID is a network, because any other ID may be a misplaced secret.
     """
     where = f"{entry.file}:{entry.line}"
-    fix = shell_words(["vi", f"+{entry.line}", entry.file])
+    fix = edit_command(entry)
     effect = "the PSK matches every peer" if entry.kind == "psk" else "the password is for every user"
     if entry.may_lose_ids:
         return ("SKIP", "UNKNOWN", f"{where}: pluto drops each ID that DNS does not resolve; if no ID is left, "
