@@ -287,6 +287,11 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 20
 
 
+def is_decimal(text: str) -> bool:
+    """Return whether the text is a number as in is_number(), with or without one decimal point."""
+    return is_number(text.replace(".", "", 1))
+
+
 def count_text(number: int, noun: str) -> str:
     """Return a count with its noun: `1 line`, `7 lines`."""
     return f"1 {noun}" if number == 1 else f"{number} {noun}s"
@@ -3925,7 +3930,7 @@ def is_duration(text: str) -> bool:
         if text.endswith(unit):
             count = text.removesuffix(unit).removesuffix(" ")
             break
-    return is_number(count.replace(".", "", 1)) and not count.endswith(".")
+    return is_decimal(count) and not count.endswith(".")
 
 
 def is_percent(text: str) -> bool:
@@ -4408,7 +4413,7 @@ class Config:
             if number.endswith(unit):
                 number, factor = number[:-1].strip(), seconds
                 break
-        return int(float(number) * factor) if is_number(number.replace(".", "", 1)) else default
+        return int(float(number) * factor) if is_decimal(number) else default
 
     def conns(self) -> list[Conn]:
         """Return one connection for each `conn` line except %default, in the order of the file.
@@ -14259,7 +14264,7 @@ def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whos
             if not remaining:
                 raise Failure(f"{whose}: {name} needs a value: {option.metavar}", USAGE)
             value = remaining.pop(0)
-        elif option.metavar == "[SECONDS]" and remaining and is_number(remaining[0].replace(".", "", 1)):
+        elif option.metavar == "[SECONDS]" and remaining and is_decimal(remaining[0]):
             value = value or remaining.pop(0)
 
         if option.many:
