@@ -12051,6 +12051,11 @@ def conn_prefix(conn: Conn) -> str:
     return cut_prefix(f"{NFLOG_CONN}{conn.name}")
 
 
+def other_side(side: str) -> str:
+    """Return `left` for `right`, and `right` for `left`."""
+    return "right" if side == "left" else "left"
+
+
 def local_side(conn: Conn, local: Sequence[str]) -> str:
     """Return the end of a connection whose address is in `local`: `left`, `right`, or empty if neither is."""
     return next((side for side in ("left", "right") if conn.get(side) in local), "")
@@ -12065,7 +12070,7 @@ def conn_captures(conn: Conn, group: int, local: Sequence[str],
     IPv6, they are NFLOG_PLACES.
     """
     here = local_side(conn, local)
-    there = "right" if here == "left" else "left"
+    there = other_side(here)
     if not here or conn.get(f"{there}addresspool"):
         return []
     captures = []
@@ -19866,8 +19871,7 @@ def check_peers(facts: Facts) -> Iterator[Trouble]:
 
 def has_peer_name(tunnel: Tunnel) -> bool:
     """Return whether the configuration names the peer by a host name, and not by an address or `%any`."""
-    there = "left" if tunnel.here == "right" else "right"
-    peer = tunnel.conn.get(there)
+    peer = tunnel.conn.get(other_side(tunnel.here))
     return peer not in ANY_ID and not peer.startswith("%") and canonical_net(peer) is None
 
 
@@ -20801,8 +20805,7 @@ def changes(conn: Conn, here: str, loaded: Sequence[dict[str, Any]],
     if not here:
         return
     entries = [entry for entry in loaded if not entry["instance"].startswith("[")]
-    there = "right" if here == "left" else "left"
-    for side, end, whose in ((here, "local", "our"), (there, "remote", "their")):
+    for side, end, whose in ((here, "local", "our"), (other_side(here), "remote", "their")):
         loaded_hosts = {canonical_net(entry[end]["host"]) for entry in entries}
         loaded_nets: set[str | None] = set()
         for entry in entries:
@@ -21837,9 +21840,8 @@ def check_overlap(facts: Facts) -> Iterator[Trouble]:
         if conn.flag("overlapip") or conn.get("mark").partition("/")[0] in UNIQUE_MARKS:
             continue
 
-        ours, theirs = "left", "right"
-        if sides.get(conn.name) == "right":
-            ours, theirs = "right", "left"
+        ours = sides.get(conn.name, "left")
+        theirs = other_side(ours)
         peer = canonical_net(conn.get(theirs)) or conn.get(theirs)
         values = tuple(map(conn.get, SHARING_KEYWORDS))
         for our_net in map(canonical_net, conn_nets(conn, ours)):
