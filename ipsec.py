@@ -18634,6 +18634,13 @@ class Facts:
             raise NotChecked("ends", "nothing to check: no connection has a known address of this host")
         return tunnels
 
+    def forwarding_tunnels(self) -> list[Tunnel]:
+        """Return needed_tunnels().  Raises NotChecked also if no tunnel has a network behind this host."""
+        tunnels = self.needed_tunnels()
+        if not any(tunnel.behind for tunnel in tunnels):
+            raise NotChecked("unused", "nothing to check: no connection has a network behind this host")
+        return tunnels
+
     @property
     def sides(self) -> dict[str, str]:
         """A dict from the name of a connection to the side that is this host, `left` or `right`.
@@ -19789,9 +19796,7 @@ def lacking_modules(facts: Facts, rows: Sequence[tuple[str, str, str, str]],
         "setting in /etc/sysctl.d.",
     live=True)
 def check_forwarding(facts: Facts) -> Iterator[Trouble]:
-    tunnels = facts.needed_tunnels()
-    if not any(tunnel.behind for tunnel in tunnels):
-        raise NotChecked("unused", "nothing to check: no connection has a network behind this host")
+    tunnels = facts.forwarding_tunnels()
     yield from forwarding_troubles(facts, tunnels, "ipv4", "net.ipv4.ip_forward")
     yield from forwarding_troubles(facts, tunnels, "ipv6", "net.ipv6.conf.all.forwarding")
 
@@ -20310,13 +20315,9 @@ def accept_command(head: str, source: str, target: str, direction: str) -> str:
         "in --pol ipsec` or `meta secpath exists`.",
     live=True)
 def check_forward_rules(facts: Facts) -> Iterator[Trouble]:
-    tunnels = facts.needed_tunnels()
-    if not any(tunnel.behind for tunnel in tunnels):
-        raise NotChecked("unused", "nothing to check: no connection has a network behind this host")
-
     unchecked = ""
     troubles = 0
-    for tunnel in tunnels:
+    for tunnel in facts.forwarding_tunnels():
         for ours, theirs in tunnel.pairs(tunnel.behind):
             packets = tunnel_packets(facts, tunnel, ours, theirs)
             if "netmap" in facts.targets or has_other_addresses(facts, packets):
