@@ -40,7 +40,7 @@ class Answers(ipsec.PacketFates):
 def no_sysctl(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     values: dict[str, str] = {}
     monkeypatch.setattr(ipsec, "read_sysctl", lambda host, name: values.get(name, ""))
-    monkeypatch.setattr(ipsec, "link_names", lambda: {})
+    monkeypatch.setattr(ipsec, "link_names", dict)
     return values
 
 
