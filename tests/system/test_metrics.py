@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from ..ground.gateways import NAMES, NO_UPDOWN, SETUP, Gateways, conn, road_warrior
+from ..ground.host import Result
 from ..ground.machine import PYZ
 from ..test_metrics import series, value
 
@@ -32,6 +33,40 @@ def kernel_bytes(text: str) -> dict[int, int]:
             int(re.findall(r"lifetime current:\s+(\d+)\(bytes\)", block)[0]) for block in blocks}
 
 
+def sa_bytes(states: str, kernel_states: str, connection: str) -> dict[str, int]:
+    """Return what the kernel counted for the connection, in and out, from `showstates` and `ip -s xfrm state`."""
+    kernel = kernel_bytes(kernel_states)
+    line, = (line for line in states.splitlines() if re.search(rf'#\d+: "{connection}".* esp\.', line))
+    return {way: kernel[int(spi, 16)] for way, spi in zip(("out", "in"), re.findall(r"esp\.([0-9a-f]+)@", line))}
+
+
+def look(gateways: Gateways, when: str) -> None:
+    """Ask both gateways for the metrics, and for the bytes and states to which the test compares them."""
+    for name in NAMES:
+        gateways.ipsec(f"{when}-{name}-metrics", name, "metrics")
+        gateways.step(f"{when}-{name}-kernel", name, ["ip", "-s", "xfrm", "state"])
+        gateways.ipsec(f"{when}-{name}-traffic", name, "trafficstatus")
+        gateways.ipsec(f"{when}-{name}-states", name, "showstates")
+
+
+def check_bytes(results: dict[str, Result], name: str, tunnel: str) -> None:
+    """Compare the metrics of a tunnel on one gateway to the kernel's bytes; a rekey only adds to those before it."""
+    connection = "laptop" if name == "west" and tunnel == "rw" else tunnel
+    before: dict[str, int] = {}
+    for when in ("3K", "flood", "rekeyed"):
+        text = results[f"{when}-{name}-metrics"].stdout
+        truth = sa_bytes(results[f"{when}-{name}-states"].stdout, results[f"{when}-{name}-kernel"].stdout, connection)
+        if when == "rekeyed" and tunnel == "hq":
+            assert set(truth.values()) == {3000}
+            truth = {way: count + before[way] for way, count in truth.items()}
+        for way in ("out", "in"):
+            count = value(text, f"ipsec_connection_{way}_bytes_total", connection=connection)
+            assert count == truth[way] >= (3000 if when == "3K" else FLOOD[tunnel] * 60000)
+        assert value(text, "ipsec_connection_up", connection=connection) == 1
+        assert value(text, "ipsec_connection_child_sas", connection=connection) == 1
+        before = truth
+
+
 def test_bytes_are_those_that_the_kernel_counted(gateways: Gateways, release: str) -> None:
     setup = SETUP if release == "bullseye" else f"{SETUP}\tikev1-policy=accept\n"
     gateways.start({name: setup + CONNS + LAPTOP[name] for name in NAMES})
@@ -43,51 +78,27 @@ def test_bytes_are_those_that_the_kernel_counted(gateways: Gateways, release: st
         gateways.ipsec(f"up-{name}", "west", "up", name)
     gateways.step("lease", "west", ["ip", "address", "replace", "10.9.0.1/32", "dev", "lo"])
 
-    def look(when: str) -> None:
-        for name in NAMES:
-            gateways.ipsec(f"{when}-{name}-metrics", name, "metrics")
-            gateways.step(f"{when}-{name}-kernel", name, ["ip", "-s", "xfrm", "state"])
-            gateways.ipsec(f"{when}-{name}-traffic", name, "trafficstatus")
-            gateways.ipsec(f"{when}-{name}-states", name, "showstates")
-
     for tunnel, (source, target) in ENDS.items():
         gateways.step(f"ping-{tunnel}", "west", ["ping", "-c", "3", "-w", "60", "-s", "972", "-I", source, target])
-    look("3K")
+    look(gateways, "3K")
     for tunnel, (source, target) in ENDS.items():
         words = ["ping", "-f", "-q", "-c", str(FLOOD[tunnel]), "-w", "300", "-s", "60000", "-I", source, target]
         gateways.step(f"flood-{tunnel}", "west", words)
-    look("flood")
+    look(gateways, "flood")
     ipsec = f"{gateways.machine.python} {PYZ}"
     option = "--rekey-child" if release == "trixie" else "--rekey-ipsec"
     gateways.step("rekey", "west", ["timeout", "60", "sh", "-c", REKEY.format(ipsec=ipsec, option=option)])
     gateways.step("ping-rekeyed", "west", ["ping", "-c", "3", "-w", "60", "-s", "972", "-I", *ENDS["hq"]])
-    look("rekeyed")
+    look(gateways, "rekeyed")
     for name in NAMES:
         gateways.ipsec(f"{name}-tunnels", name, "tunnels")
     results = gateways.run()
 
-    before: dict[tuple[str, ...], int] = {}
-    names: dict[str, set[object]] = {}
-    for when in ("3K", "flood", "rekeyed"):
-        for name in NAMES:
-            text = results[f"{when}-{name}-metrics"].stdout
-            labels = {key for key in series(text) if "connection" in key[0] and "idle" not in key[0]}
-            assert names.setdefault(name, labels) == labels  # nothing comes, goes or changes by a rekey
-            kernel = kernel_bytes(results[f"{when}-{name}-kernel"].stdout)
-            for tunnel in ENDS:
-                connection = "laptop" if name == "west" and tunnel == "rw" else tunnel
-                line, = (line for line in results[f"{when}-{name}-states"].stdout.splitlines()
-                         if re.search(rf'#\d+: "{connection}".* esp\.', line))
-                for way, spi in zip(("out", "in"), re.findall(r"esp\.([0-9a-f]+)@", line)):
-                    truth = kernel[int(spi, 16)]
-                    if when == "rekeyed" and tunnel == "hq":
-                        assert truth == 3000
-                        truth += before[name, tunnel, way]
-                    count = value(text, f"ipsec_connection_{way}_bytes_total", connection=connection)
-                    assert count == truth >= (3000 if when == "3K" else FLOOD[tunnel] * 60000)
-                    before[name, tunnel, way] = truth
-                assert value(text, "ipsec_connection_up", connection=connection) == 1
-                assert value(text, "ipsec_connection_child_sas", connection=connection) == 1
     for name in NAMES:
+        first, *others = ({key for key in series(results[f"{when}-{name}-metrics"].stdout)
+                           if "connection" in key[0] and "idle" not in key[0]} for when in ("3K", "flood", "rekeyed"))
+        assert others == [first, first]  # nothing comes, goes or changes by a rekey
+        for tunnel in ENDS:
+            check_bytes(results, name, tunnel)
         table = results[f"{name}-tunnels"]
         assert table.status == 0 and "3 up" in table.stdout and " down" not in table.stdout
