@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
@@ -56,6 +56,17 @@ def library() -> Path:
     return cache() / keep("ansible", (ANSIBLE, sys.version_info[:2]), install).layer
 
 
+def failed_checks(findings: list[dict[str, Any]]) -> list[str]:
+    """Return the check of each FAIL that verify found; the check of pluto itself must have an OK."""
+    assert "OK" in [finding["level"] for finding in findings if finding["check"] == "pluto"]
+    return [finding["check"] for finding in findings if finding["level"] == "FAIL"]
+
+
+def files_left(changes: set[str], home: str) -> set[str]:
+    """Return the changed files of ipsec.  Ansible has its own files in `home`, on the gateways too."""
+    return {path for path in changes if "ipsec" in path and not path.startswith(home) and not home.startswith(path)}
+
+
 def test_many_gateways(root: Callable[..., Machine], pluto: Callable[..., Pluto], library: Path, tmp_path: Path,
                        pyz: Path) -> None:
     machines = {}
@@ -82,22 +93,19 @@ def test_many_gateways(root: Callable[..., Machine], pluto: Callable[..., Pluto]
                              capture_output=True, text=True, check=False)
         for name in machines:
             report = json.loads((tmp_path / "reports" / command / name).read_text())
-            told = json.loads(report["stdout"])
+            document = json.loads(report["stdout"])
             if command == "barf":
-                assert (report["rc"], told["host"]) == (0, name), ran.stderr
-                assert "ip-xfrm-policy" in [section["section"] for section in told["sections"]]
+                assert (report["rc"], document["host"]) == (0, name), ran.stderr
+                assert "ip-xfrm-policy" in [section["section"] for section in document["sections"]]
             else:
-                assert report["rc"] == sum(finding["level"] == "FAIL" for finding in told)
-                assert "OK" in [finding["level"] for finding in told if finding["check"] == "pluto"]
-                failures |= {(name, finding["check"]) for finding in told if finding["level"] == "FAIL"}
+                failed = failed_checks(document)
+                assert report["rc"] == len(failed)
+                failures |= {(name, check) for check in failed}
     rows = host.run(["sh", "-c", jq], cwd=str(tmp_path)).check().stdout.splitlines()
     assert {(os.path.basename(row.split("\t")[0]), row.split("\t")[1]) for row in rows} == {
         *failures, ("unreachable", "no report")}
     for name, machine in machines.items():
-        home = str(tmp_path)  # where Ansible has its own files, on the gateways too
-        left = {path for path in set(machine.changes()) - before[name]
-                if "ipsec" in path and not path.startswith(home) and not home.startswith(path)}
-        assert left == set(), name
+        assert files_left(set(machine.changes()) - before[name], str(tmp_path)) == set(), name
 
 
 #: A gateway of which the README shows what `verify` says.
