@@ -504,6 +504,29 @@ conn tunnel
 """
 
 
+def prepare(gateways: Gateways, name: str, can_log: bool) -> None:
+    """Start pluto on a gateway; if the kernel can log packets, make the NFLOG rules and listen to both groups first."""
+    for program in ("iptables", "ip6tables") if can_log else ():
+        gateways.step(f"{name}-{program}", name, ["update-alternatives", "--set", program,
+                                                  f"/usr/sbin/{program}-legacy"])
+    gateways.write(name, "ipsec.conf", TUNNEL if can_log else TUNNEL.replace("\tnflog=7\n", ""))
+    gateways.write(name, "ipsec.secrets", '@west @east : PSK "CaptureThePackets"\n', 0o600)
+    gateways.step(f"{name}-nss", name, ["certutil", "-N", "-d", "sql:/var/lib/ipsec/nss", "--empty-password"])
+    gateways.ipsec(f"{name}-check", name, "checknflog", "--strict")
+    for group in (50, 7) if can_log else ():
+        gateways.step(f"{name}-{group}", name, ["sh", "-c", LISTEN.format(count=6, group=group)])
+    gateways.step(f"{name}-rules", name, ["iptables-save"])
+    gateways.ipsec(f"{name}-start", name, "pluto", "--config", "/etc/ipsec.conf")
+    gateways.ipsec(f"{name}-add", name, "addconn", "tunnel")
+
+
+def check_pings(log: str) -> None:
+    """Three pings and their answers are in what tcpdump wrote."""
+    lines = log.splitlines()
+    assert sum("10.1.0.9 > 10.2.0.1: ICMP echo request" in line for line in lines) == 3
+    assert sum("10.2.0.1 > 10.1.0.9: ICMP echo reply" in line for line in lines) == 3
+
+
 @pytest.mark.parametrize("release", ["bookworm"])
 def test_packets_of_a_tunnel_arrive_on_the_group(gateways: Gateways) -> None:
     """Pluto runs our _updown; three pings and their answers are seen in clear at both ends, on the group for all and on
@@ -511,18 +534,7 @@ def test_packets_of_a_tunnel_arrive_on_the_group(gateways: Gateways) -> None:
     filter at all: there checknflog says so, and the tunnel comes up without the group."""
     can_log = kernel().has_packet_filter
     for name in NAMES:
-        for program in ("iptables", "ip6tables") if can_log else ():
-            gateways.step(f"{name}-{program}", name, ["update-alternatives", "--set", program,
-                                                      f"/usr/sbin/{program}-legacy"])
-        gateways.write(name, "ipsec.conf", TUNNEL if can_log else TUNNEL.replace("\tnflog=7\n", ""))
-        gateways.write(name, "ipsec.secrets", '@west @east : PSK "CaptureThePackets"\n', 0o600)
-        gateways.step(f"{name}-nss", name, ["certutil", "-N", "-d", "sql:/var/lib/ipsec/nss", "--empty-password"])
-        gateways.ipsec(f"{name}-check", name, "checknflog", "--strict")
-        for group in (50, 7) if can_log else ():
-            gateways.step(f"{name}-{group}", name, ["sh", "-c", LISTEN.format(count=6, group=group)])
-        gateways.step(f"{name}-rules", name, ["iptables-save"])
-        gateways.ipsec(f"{name}-start", name, "pluto", "--config", "/etc/ipsec.conf")
-        gateways.ipsec(f"{name}-add", name, "addconn", "tunnel")
+        prepare(gateways, name, can_log)
     for name in NAMES:
         gateways.ipsec(f"{name}-listen", name, "whack", "--listen")
     gateways.ipsec("up", "west", "whack", "--name", "tunnel", "--initiate")
@@ -543,8 +555,6 @@ def test_packets_of_a_tunnel_arrive_on_the_group(gateways: Gateways) -> None:
         assert result.status == 1 and "failed (" in result.stderr and result.stderr.count("\n") == 1
     for name in NAMES if can_log else ():
         for group in (50, 7):
-            lines = gateways.machine.read(f"/gateways/{name}/log/{group}.txt").splitlines()
-            assert sum("10.1.0.9 > 10.2.0.1: ICMP echo request" in line for line in lines) == 3
-            assert sum("10.2.0.1 > 10.1.0.9: ICMP echo reply" in line for line in lines) == 3
+            check_pings(gateways.machine.read(f"/gateways/{name}/log/{group}.txt"))
         assert "all-ipsec" in results[f"{name}-rules"].stdout
         assert "all-ipsec" not in results[f"{name}-after"].stdout
