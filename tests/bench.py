@@ -100,13 +100,7 @@ def barf() -> Iterator[Figure]:
     with gateway() as machine:
         mine, other, _ = medians(ours, theirs, machine)
         yield ratio("barf : ipsec barf 4.10, idle", 0.6, mine, other)
-        machine.write("/run/routes", "".join(f"route add 10.{n >> 8 & 255}.{n & 255}.{n >> 16}/32 dev eth0\n"
-                                             for n in range(100_000)))
-        machine.write("/run/policies", "".join(
-            f"xfrm policy add src 10.{n >> 8 & 255}.{n & 255}.0/24 dst 172.16.0.0/16 dir out priority 100 tmpl "
-            f"src 192.0.2.1 dst 192.0.2.2 proto esp reqid {n + 1} mode tunnel\n" for n in range(30_000)))
-        for batch in ("/run/routes", "/run/policies"):
-            machine.run(["ip", "-batch", batch], timeout=600).check()
+        machine.fill(routes=100_000, policies=30_000)
         mine, other, peak = medians(ours, theirs, machine)
         yield ratio("barf : ipsec barf 4.10, 30,000 policies and 100,000 routes", 2, mine, other)
         yield Figure("peak memory of that run, MiB", peak, 64)

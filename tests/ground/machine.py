@@ -268,6 +268,16 @@ class Machine:
             machine.ip("address", "add", address, "dev", device)
             machine.ip("link", "set", device, "up")
 
+    def fill(self, routes: int, policies: int) -> None:
+        """Give the machine, which has iproute2 and eth0, that many different routes and IPsec policies."""
+        self.write("/run/routes", "".join(f"route add 10.{n >> 8 & 255}.{n & 255}.{n >> 16}/32 dev eth0\n"
+                                          for n in range(routes)))
+        self.write("/run/policies", "".join(
+            f"xfrm policy add src 10.{n >> 8 & 255}.{n & 255}.0/24 dst 172.16.0.0/16 dir out priority 100 tmpl "
+            f"src 192.0.2.1 dst 192.0.2.2 proto esp reqid {n + 1} mode tunnel\n" for n in range(policies)))
+        for batch in ("/run/routes", "/run/policies"):
+            self.run(["ip", "-batch", batch], timeout=600).check()
+
 
 @contextlib.contextmanager
 def control_group(name: str) -> Iterator[str]:

@@ -346,16 +346,11 @@ def test_memory_stays_flat(root: Callable[..., Machine]) -> None:
     """20,000 routes and 5,000 policies: the peak of the report and of each child stays below 64 MiB."""
     machine = root("bookworm")
     machine.address("192.0.2.1/24")
-    machine.write("/run/routes", "".join(f"route add 10.{n >> 8}.{n & 255}.0/24 dev eth0\n" for n in range(20000)))
-    machine.write("/run/policies", "".join(
-        f"xfrm policy add src 10.{n >> 8}.{n & 255}.0/24 dst 172.16.0.0/16 dir out tmpl src 192.0.2.1 dst 192.0.2.2 "
-        f"proto esp reqid {n + 1} mode tunnel\n" for n in range(5000)))
-    for batch in ("/run/routes", "/run/policies"):
-        machine.run(["ip", "-batch", batch], timeout=300).check()
+    machine.fill(routes=20_000, policies=5_000)
     measure = ("import os,sys,resource as r\np=os.spawnvp(os.P_WAIT,sys.argv[1],sys.argv[1:])\n"
                "print(r.getrusage(r.RUSAGE_CHILDREN).ru_maxrss)")
     barf = ["/usr/bin/python3", PYZ, "barf", "--output", "/run/report"]
     result = machine.run(["/usr/bin/python3", "-c", measure, *barf], timeout=600).check()
     report = machine.read("/run/report")
-    assert report.count("10.78.31.0/24 dev eth0") == 1 and "reqid 5000(" in report
+    assert report.count("10.78.31.0 dev eth0") == 1 and "reqid 5000(" in report
     assert int(result.stdout.split()[-1]) <= 64 * 1024
