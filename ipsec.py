@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """ipsec - libreswan's ipsec(8) command in one file that runs anywhere.
 
-Read this file from top to bottom.  A section uses earlier sections, and never a later one:
+Read this file from top to bottom.  A section or part uses earlier ones.  There are two exceptions: reports use
+the results of verify, and barf uses its summary, through load_part().
 
    1. Constants and errors     7. NSS
    2. Host                     8. Firewall
@@ -12,7 +13,8 @@ Read this file from top to bottom.  A section uses earlier sections, and never a
    6. Whack                   12. Dispatch
 
 The archive ipsec.pyz loads sections 1, 2, 10 and 12 first, and then the parts of the other sections that the
-command uses.  build.py finds these parts by the names in the code, so don't look up a function by a string.
+command uses.  build.py finds these parts by the names in the code, so look up a function by a string only with
+load_part(), which loads a part that most runs of a command do not need.
 
 Avoid imports: each one slows down every run of `ipsec` on a gateway, and the smallest hosts (python3-minimal)
 lack half of the standard library.  The top of this file imports only modules that the interpreter has loaded
@@ -59,6 +61,9 @@ REPORT_IT = "please report it to the issue tracker of ipsec.pyz, with the output
 OK = 0
 ERROR = 1  # The command failed, or there is no such command.
 USAGE = 2  # The command line is wrong, or the command can't be used with --root.
+CONFIG_ERROR = 3  # addconn, readwriteconf: the configuration has an error (the status of libreswan's addconn).
+NO_STACK = 3  # _updown: PLUTO_STACK names an IPsec stack other than XFRM.
+IP_FAILED = 2  # _updown: the kernel refused a change (the status of ip(8)).
 NO_INIT_SYSTEM = 3  # setup: --init names an unknown init system, or several have a service for pluto.
 NSS_FAILURE = 4  # The NSS database could not be read, created, moved, converted or changed.
 NO_KEY = 20  # showhostkey: there is no such key.
@@ -67,6 +72,8 @@ NSS_EXISTS = 42  # initnss: a database exists already.
 NOT_EXECUTABLE = 126  # 126, 127 and 128+N mean the same as in a shell.
 NOT_FOUND = 127
 SIGNALLED = 128  # 128+N: signal N ended the program
+HIGHEST_STATUS = 255
+PLUTO_EXIT_LOCK_FAIL = 10  # pluto: another pluto has the lock (pluto_constants.h).
 
 # Exit statuses that only `ipsec import` has (ipsec_import(8) lists all of its statuses)
 IMPORT_UNREADABLE, IMPORT_FORMAT, IMPORT_CORRUPT, IMPORT_PASSWORD, IMPORT_DUPLICATE = range(10, 15)
@@ -1712,7 +1719,7 @@ class Host:
         finally:
             os.close(writer)
         output = self._output(path, child, reader, timeout)
-        next(output)  # enter the generator's `try`: now closing the generator ends the program
+        next(output)  # enter the generator's `try`, so that closing the generator kills the child
         return output
 
     def _output(self, path: str, child: int, reader: int,
@@ -4859,7 +4866,7 @@ def own_reader(host: Host, args: Args, name: str) -> Config:
     config.conns()
     for problem in config.problems:
         if problem.fatal:
-            raise ConfigError(f"ipsec {name}: cannot load config {quote(config.name)}: {problem}", 3)
+            raise ConfigError(f"ipsec {name}: cannot load config {quote(config.name)}: {problem}", CONFIG_ERROR)
         host.warn(f"{name}: {problem}")
     return config
 
@@ -4871,7 +4878,7 @@ def check_includes(config: Config) -> None:
     """
     for problem in config.problems:
         if problem.is_endless:
-            raise Failure(str(problem), 3)
+            raise Failure(str(problem), CONFIG_ERROR)
 
 
 # The files that the C library reads when addconn resolves the name of a host
@@ -7455,6 +7462,35 @@ def split_code(line: bytes) -> tuple[int, str]:
     if code.isdigit() and len(code) <= 4:
         return int(code), decode(text)
     return -1, decode(line)
+
+
+def has_words(parts: Sequence[str], text: str) -> bool:
+    """Return whether the text contains all the parts in this order, without overlap."""
+    place = 0
+    for part in parts:
+        place = text.find(part, place)
+        if place < 0:
+            return False
+        place += len(part)
+    return True
+
+
+PATTERN_PARTS: dict[str, list[str]] = {}  # a cache: the parts of the patterns that has_any() was called with
+
+
+def has_any(patterns: Iterable[str], text: str) -> bool:
+    """Return whether the text contains a match of one of the patterns.
+
+    The case of letters is ignored.  `*` in a pattern stands for any text.
+    """
+    text = text.lower()
+    for pattern in patterns:
+        parts = PATTERN_PARTS.get(pattern)
+        if parts is None:
+            parts = PATTERN_PARTS[pattern] = pattern.lower().split("*")
+        if has_words(parts, text):
+            return True
+    return False
 
 
 DETAIL_HEAD = 5  # the first 5 characters of a connection's detail line identify the kind of line
@@ -12364,7 +12400,7 @@ class Updown:
                 status = method(step.startswith("+")) or OK
             except (Failure, OSError) as error:
                 self.host.warn(f"_updown: {step}: {error}")
-                status = error.status if isinstance(error, Failure) else USAGE
+                status = error.status if isinstance(error, Failure) else IP_FAILED
         return status
 
     def change(self, shown: str, fine: Sequence[int], change: Callable[..., None], *arguments: object) -> int:
@@ -12379,7 +12415,7 @@ class Updown:
         except OSError as error:
             if error.errno not in fine:
                 self.host.warn(f'_updown: "ip {shown}" failed (RTNETLINK answers: {error.strerror or error})')
-                return 1 if error.errno == errno.ENODEV else 2
+                return ERROR if error.errno == errno.ENODEV else IP_FAILED
         return OK
 
     def ip_route(self, action: str, net: str, words: Sequence[str], *fine: int) -> int:
@@ -14279,14 +14315,17 @@ def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whos
     return operands
 
 
+def single_quoted(text: str) -> str:
+    """Return the text in single quotes, so that a shell reads it as one word and runs no part of it."""
+    return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
 def shell_words(words: Sequence[str]) -> str:
     """Join the words into one command line, quoted for the shell; control characters are shown escaped."""
     safe = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_")
     shown = []
     for word in words:
-        if not word or not safe.issuperset(word):
-            word = "'" + printable(word).replace("'", "'\"'\"'") + "'"
-        shown.append(word)
+        shown.append(word if word and safe.issuperset(word) else single_quoted(printable(word)))
     return " ".join(shown)
 
 
@@ -15797,9 +15836,7 @@ class Worker:
     def _run(self, report: Report, section: ReportSection) -> None:
         """Write the text of the section into the pipe, and store its outcome in `self.outcome`."""
         def write(text: str) -> None:
-            rest = memoryview(encode(text))
-            while rest:
-                rest = rest[os.write(self.writer, rest):]
+            write_all(self.writer, encode(text))
 
         try:
             self.outcome = report.produce(section, write)
@@ -16967,562 +17004,10 @@ def nf_tables_names(host: Host) -> set[tuple[int, str]]:
     return known
 
 
-# --- diagnosis: what pluto's log says of a connection -------------------------------------------------------
-#
-# Finds pluto's log, and the last attempt in the log to bring a connection up.  The next part has the table of
-# causes, with the words that pluto logs for each cause.  This part only reads logs.  Sources: the messages in
-# the source of libreswan 3.25, 3.32, 4.3, 4.10, 5.2, 5.4 and main, and logs of real plutos whose tunnels
-# failed for known causes.
-
-LOG_TAIL = 4 << 20  # At most this many bytes at the end of a log file are read.
-LOG_SEARCH = 1 << 30  # At most this many bytes at the end of a log file are searched for pluto's last start.
-LOG_LINES = 20_000  # At most this many lines of the journal are read.
-CONN_LINES = 600  # At most this many lines about one connection are read.
-LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # pluto 3.x to 5.x logs one of these when it starts.
-JOURNAL = "/var/log/journal"
-SYSLOGS = ("/var/log/secure", "/var/log/auth.log", "/var/log/daemon.log", "/var/log/debug",
-           "/var/log/syslog", "/var/log/messages", "/var/log/pluto.log")
-
-
-def last_start(host: Host, name: str) -> int | None:
-    """Return the offset in bytes of the line in which pluto last logged its start.
-
-    Return None if the last LOG_SEARCH bytes of the file have no such line.  Raises OSError if the file can't
-    be read.
-    """
-    fd = host.open(name)
-
-    try:
-        end = size = host.stat(name).st_size
-        overlap = b""
-        while end > max(0, size - LOG_SEARCH):
-            start = max(0, end - READ_CHUNK * 16)
-            block = host.read_at(fd, name, start, end - start) + overlap
-            position = max(block.rfind(marker) for marker in LOG_START)
-            if position >= 0:
-                return start + block.rfind(b"\n", 0, position) + 1
-            end, overlap = start, block[:32]
-        return None
-    finally:
-        host.close(fd, name)
-
-
-class LogLine(Record):
-    """A line of pluto's log: its time in seconds since the epoch (None if the line has no time), and its
-    message."""
-
-    when: float | None
-    text: str
-
-
-def read_log_line(line: str) -> LogLine:
-    """Split a line of a log file, of syslog or of the journal into its time and pluto's message."""
-    when = stamp(line)
-    tag = line.find("pluto[", 0, 200)
-    if tag >= 0:
-        end = line.find("]: ", tag)
-        if end >= 0:
-            return LogLine(when, line[end + 3:])
-    if when is None:
-        return LogLine(None, line)
-    # a line of pluto's own log file begins with, for example, `Nov 23 06:12:08.123456: `
-    return LogLine(when, line[15:].partition(": ")[2])
-
-
-def tail_of_file(host: Host, name: str) -> list[str]:
-    """Return the whole lines in the last LOG_TAIL bytes of a file.  Raises OSError if it can't be read."""
-    size = host.stat(name).st_size
-    lines = list(split_lines(host.chunks(name, max(0, size - LOG_TAIL))))
-    if size > LOG_TAIL:
-        del lines[:1]  # the first line may lack its start
-    return lines
-
-
-def read_pluto_log(host: Host, config: Config, timeout: float = 10.0) -> list[LogLine]:
-    """Return the lines of pluto's log since pluto's last start, without debug messages.
-
-    If the lines that were read have no start, all of them are returned.  The sources are logfile=, the
-    journal, and the files of SYSLOGS in which pluto logged a start.  The first source that has messages is
-    used.  If there is none, raises PermissionError if this process is not permitted to read a source,
-    otherwise Missing.
-    """
-    denied: Exception | None = None
-    for read_lines in log_sources(host, config, timeout):
-        try:
-            lines = read_lines()
-        except PermissionError as error:
-            denied = error
-            continue
-        except Denied as failure:
-            denied = PermissionError(errno.EACCES, failure.message)
-            continue
-        except (OSError, Failure):
-            continue
-
-        entries = [read_log_line(line) for line in since_last_start(lines)]
-        # debug messages begin with `| `; they don't name causes
-        entries = [entry for entry in entries if entry.text and not entry.text.startswith("|")]
-        if entries:
-            return entries
-
-    if denied:
-        raise denied
-    raise Missing("pluto's log was not found: logfile= is not set or names no log, the journal has no line "
-                  f"of pluto, and pluto logged no start in {', '.join(SYSLOGS)}")
-
-
-def since_last_start(lines: Sequence[str]) -> Sequence[str]:
-    """Return the lines from pluto's last start to the end.  Return all lines if none of them is a start."""
-    for number in range(len(lines) - 1, -1, -1):
-        if "Starting Pluto" in lines[number] or "Starting Libreswan" in lines[number]:
-            return lines[number:]
-    return lines
-
-
-def journal_command(host: Host) -> list[str]:
-    """Return the first words of a journalctl command that reads the journal of this host or of --root.
-
-    The list is empty if journalctl is missing, or if --root has no journal.  With --root, the command has an
-    option `--file` for each file of the journal.  It does not use `--directory`, because journalctl could then
-    follow symbolic links to files outside of the root.
-    """
-    if not host.which("journalctl"):
-        return []
-    if host.live:
-        return ["journalctl"]
-
-    import stat
-    files = []
-    for pattern in ("*.journal", "*/*.journal", "*.journal~", "*/*.journal~"):
-        for name in host.glob(f"{JOURNAL}/{pattern}"):
-            try:
-                if stat.S_ISREG(host.stat(name).st_mode):
-                    files.append(host.path(name))
-            except OSError:
-                continue
-    if not files:
-        return []
-    # --file takes a pattern (glob(7)), so special characters in a name are quoted
-    quoted = str.maketrans({special: f"\\{special}" for special in "\\*?[]{}"})
-    return ["journalctl", *(f"--file={name.translate(quoted)}" for name in files)]
-
-
-def journal_title(argv: Sequence[str]) -> str:
-    """Return a journalctl command as a heading, with the number of `--file` options in place of the names."""
-    words = [word for word in argv if not word.startswith("--file=")]
-    count = len(argv) - len(words)
-    if count:
-        words.append(f"({count} files of {JOURNAL})")
-    return " ".join(words)
-
-
-def log_sources(host: Host, config: Config, timeout: float) -> Iterator[Callable[[], list[str]]]:
-    """Yield a function for each file or command that may have pluto's log.  It returns the last lines."""
-    logfile = config.setup("logfile")
-    if logfile:
-        yield lambda: tail_of_file(host, logfile)
-    journal = journal_command(host)
-    if journal:
-        argv = [*journal, "-t", "pluto", "-n", str(LOG_LINES), "--no-pager", "-q", "-o", "short-iso"]
-        yield lambda: list(split_lines(denied_if_refused(host.stream(argv, timeout=timeout))))
-    for name in SYSLOGS:
-        if host.exists(name):
-            yield lambda name=name: syslog_lines(host, name)  # type: ignore[misc]
-
-
-def syslog_lines(host: Host, name: str) -> list[str]:
-    """Return pluto's lines in the last LOG_TAIL bytes of a syslog file.
-
-    The list is empty if last_start() finds no start of pluto in the file.  Raises OSError if the file
-    can't be read.
-    """
-    if last_start(host, name) is None:
-        return []
-    return [line for line in tail_of_file(host, name) if "pluto[" in line or "Starting Pluto" in line]
-
-
-# An attempt that has only these causes still runs, so the cause of an earlier attempt is reported instead
-PENDING_CAUSES = frozenset(("half-open", "waiting"))
-# Sets of causes that say little.  Attempt.clues leaves out the clues of the first set.  If no clue is left, it
-# leaves out those of the next set instead, and so on.  `peer-busy` says little: after a failure for another
-# cause, the peer can answer TEMPORARY_FAILURE to later requests for a Child SA.
-LITTLE_KNOWN = (PENDING_CAUSES | {"peer-busy"}, PENDING_CAUSES, frozenset[str]())
-# An address is requested only once for each IKE SA, so these causes count for all later requests of this SA.
-LASTING_CAUSES = ("pool", "mode-config")
-
-REFUSES = ("responding to*with*notification", "sending*notification")
-# A line with one of these causes begins a new attempt if the line names no connection
-UNASSIGNED_CAUSES = ("unknown-peer", "version-refused", "aggressive", "auth-method")
-STARTS = ("initiating*IKEv", "initiating*Main Mode", "initiating*Aggressive Mode", "initiating v2 parent",
-          "responding to Main Mode", "responding to Aggressive Mode")
-PEER_STARTS = ("IKE_SA_INIT re", ":IKE=", ":IKE:", "processing IKE_SA_INIT")
-CHILD_STARTS = ("initiating Quick Mode", "initiating Child SA", "sent CREATE_CHILD_SA",
-                "responding to Quick Mode", "processing decrypted CREATE_CHILD_SA")
-CHILD_UP = ("established Child SA", "IPsec SA established", "rekeyed Child SA", "negotiated connection")
-IKE_UP = ("IKE SA established", "ISAKMP SA established", "established IKE SA")
-# Lines about the updown script while pluto cleans up after a failed attempt
-CLEANS_UP = ("unroute-* output:", "down-* output:", "unroute-* command exited", "down-* command exited")
-TAKEN_DOWN = ("terminating SAs using this connection", "initiating delete of connection",
-              "terminating all conns")
-
-
-def has_words(parts: Sequence[str], text: str) -> bool:
-    """Return whether the text contains all the parts in this order, without overlap."""
-    place = 0
-    for part in parts:
-        place = text.find(part, place)
-        if place < 0:
-            return False
-        place += len(part)
-    return True
-
-
-PATTERN_PARTS: dict[str, list[str]] = {}  # a cache: the parts of the patterns that has_any() was called with
-
-
-def has_any(patterns: Iterable[str], text: str) -> bool:
-    """Return whether the text contains a match of one of the patterns.
-
-    The case of letters is ignored.  `*` in a pattern stands for any text.
-    """
-    text = text.lower()
-    for pattern in patterns:
-        parts = PATTERN_PARTS.get(pattern)
-        if parts is None:
-            parts = PATTERN_PARTS[pattern] = pattern.lower().split("*")
-        if has_words(parts, text):
-            return True
-    return False
-
-
-def child_came_up(text: str) -> bool:
-    """Return whether a line reports that a Child SA came up.  Other lines about an established one don't count."""
-    return has_any(CHILD_UP, text) and not has_any(("delete established", "in use by"), text)
-
-
-CAUSE_OF_TEXT: dict[tuple[str, bool], Cause | None] = {}  # a cache of cause_of(): pluto repeats its messages
-
-
-def cause_of(text: str, *, ike_up: bool = False) -> Cause | None:
-    """Return the first cause in the table with a pattern that matches a line of pluto's log, or None.
-
-    `ike_up` is true if pluto logged the line after the IKE SA was up.  If true, patterns that begin with `[1]`
-    are ignored.  If false, patterns that begin with `[2]` are ignored.
-    """
-    key = text, ike_up
-    if key not in CAUSE_OF_TEXT:
-        other_phase = "1" if ike_up else "2"
-        CAUSE_OF_TEXT[key] = load_part("find_cause")(text.lower(), other_phase=other_phase)
-    return CAUSE_OF_TEXT[key]
-
-
-class Clue(Record):
-    """A line of pluto's log, and the cause of failure that the line indicates."""
-
-    cause: Cause
-    line: LogLine
-
-
-class Attempt:
-    """One attempt to bring a connection up: the lines of the log from one start of IKE to the next.
-
-    - `first`, `last`: the first and the last of these lines
-    - `from_peer`: whether the peer started the attempt
-    - `ike_up`, `was_up`: whether the IKE SA, and any Child SA, was established
-    - `ended`: `up` after a Child SA was established, `taken down` after this host took the connection down, else empty
-    - `rounds`: a list of clues for each request for a Child SA since a Child SA was last established
-    """
-
-    def __init__(self, first: LogLine, *, from_peer: bool = False) -> None:
-        self.first = first
-        self.last = first
-        self.from_peer = from_peer
-        self.ike_up = self.was_up = False
-        self.ended = ""
-        self.rounds: list[list[Clue]] = [[]]
-
-    def take(self, line: LogLine, text: str) -> None:
-        """Add a line of the log.  `text` is the message without the names of the connection and the state."""
-        self.last = line
-        if has_any(CLEANS_UP, text):
-            return
-        if child_came_up(text):
-            self.ended, self.rounds = "up", [[]]
-            self.ike_up = self.was_up = True
-            return
-        if has_any(IKE_UP, text) and "rejected" not in text:
-            self.ike_up = True
-            # The IKE SA is up, so clues that say that the peer did not answer are dropped.
-            self.rounds = [[clue for clue in clues if clue.cause.name not in PENDING_CAUSES]
-                           for clues in self.rounds]
-            return
-        if has_any(TAKEN_DOWN, text):
-            if self.ended == "up":
-                self.rounds = [[]]
-            self.ended = "taken down"  # clues of a failure before this line are kept
-            return
-
-        if has_any(CHILD_STARTS, text) and self.rounds[-1]:
-            self.rounds.append([])
-        cause: Cause | None
-        if has_any(REFUSES, text):
-            cause = load_part("refusal_of")(text)
-        else:
-            cause = cause_of(text, ike_up=self.ike_up)
-        if cause:
-            self.rounds[-1].append(Clue(cause, line))
-
-    @property
-    def clues(self) -> list[Clue]:
-        """The clues of the last two rounds that have clues, and earlier clues of LASTING_CAUSES.
-
-        The clues have the order of the table of causes.  Clues that say little (LITTLE_KNOWN) are left out if
-        there are others.
-        """
-        rounds: list[list[Clue]] = []
-        for ignored in LITTLE_KNOWN:
-            rounds = [[clue for clue in clues if clue.cause.name not in ignored] for clues in self.rounds]
-            rounds = [clues for clues in rounds if clues]
-            if rounds:
-                break
-        selected: list[Clue] = []
-        for clues in rounds[:-2]:
-            selected += [clue for clue in clues if clue.cause.name in LASTING_CAUSES]
-        for clues in rounds[-2:]:
-            selected += clues
-        return sorted(selected, key=lambda clue: load_part("CAUSES").index(clue.cause))
-
-
-def split_log_text(text: str) -> tuple[str, str, str]:
-    """Split a message of pluto into the connection, the number of the state, and the text.
-
-    Messages have the forms `"c" #1: text`, `"c": text` and `"c"[2] 192.0.2.1 #3: text`.  A word like
-    `ERROR: ` at the start of the message is kept at the start of the text.  The connection or the number is
-    empty if the message does not have it.
-    """
-    for lead in ("ERROR: ", "FATAL ERROR: ", "FATAL: ", "WARNING: ", "EXPECTATION FAILED: ", "ABORT: "):
-        if text.startswith(lead):
-            conn, serial, rest = split_log_text(text[len(lead):])
-            return conn, serial, lead + rest
-
-    end = text.find('"', 1)
-    if not text.startswith('"') or end < 0:
-        return "", "", text
-    head, _, rest = text[end + 1:].partition(": ")
-    serial = ""
-    if "#" in head:
-        serial = head.rpartition("#")[2]
-    return text[1:end], serial, rest
-
-
-def belongs_to(conn: str, name: str) -> bool:
-    """Return whether a name in the log is the connection `name`, or `name/1x2` for a pair of its subnets."""
-    return conn == name or (conn.startswith(f"{name}/") and split_part(conn)[0] == name)
-
-
-def names_address(text: str, peers: Collection[str]) -> bool:
-    """Return whether a line that names no connection is about a packet from or to an address in `peers`.
-
-    If `peers` has `%any`, every line about a received packet (`packet from`) counts.
-    """
-    if text.startswith("packet from "):
-        starts = [f"packet from {peer}:" for peer in peers] + [f"packet from [{peer}]:" for peer in peers]
-        return "%any" in peers or text.startswith(tuple(starts))
-    if "network error report" in text or "recvfrom" in text or text.startswith("ERROR: send"):
-        for end in (" ", ":", ",", ")", "]"):
-            if any(f" {peer}{end}" in text for peer in peers):
-                return True
-    return False
-
-
-def read_attempts(lines: Iterable[LogLine], name: str, peers: Collection[str]) -> list[Attempt]:
-    """Return the attempts to bring the connection `name` up, the oldest first.
-
-    Only the last CONN_LINES lines about the connection are read.  `peers` are the addresses of the
-    connection's peer.  Some messages of pluto name the peer's address and no connection.
-    """
-    rows: list[tuple[LogLine, str, str, str]] = []
-    for line in lines:
-        conn, serial, text = split_log_text(line.text)
-        if belongs_to(conn, name) or (not conn and names_address(text, peers)):
-            rows.append((line, conn, serial, text))
-
-    attempts: list[Attempt] = []
-    newest = 0
-    started: set[int] = set()  # the numbers of the states that attempts began with
-    for line, conn, serial, text in rows[-CONN_LINES:]:
-        if not conn:
-            take_unassigned(attempts, line, text)
-            continue
-        if not is_number(serial) or int(serial) == 0:
-            take_without_state(attempts, line, text)
-            continue
-
-        number = int(serial)
-        from_here = starts_ike(text)
-        from_peer = number > newest and answers_ike(text)
-        starts = (from_here or from_peer) and number not in started
-        if starts or not attempts:
-            attempts.append(Attempt(line))
-            started.add(number)
-        if has_any(("responding to",), text) or (from_peer and not from_here):
-            attempts[-1].from_peer = True
-        newest = max(newest, number)
-        attempts[-1].take(line, text)
-    return attempts
-
-
-def starts_ike(text: str) -> bool:
-    """Return whether a line reports the start of a new IKE SA.  A rekey or a Child SA does not count."""
-    return has_any(STARTS, text) and not has_any(("rekey", "Quick Mode", "Child SA"), text)
-
-
-def answers_ike(text: str) -> bool:
-    """Return whether a line is one of the first that pluto logs about an IKE SA that the peer starts."""
-    return has_any(PEER_STARTS, text) and "sent ike_sa_init request" not in text.lower()
-
-
-def take_without_state(attempts: list[Attempt], line: LogLine, text: str) -> None:
-    """Add a line to the last attempt.  The line names the connection, but no state.
-
-    If there is no attempt, a line with a cause begins the first attempt, and any other line is ignored.
-    """
-    if not attempts:
-        if not cause_of(text):
-            return
-        attempts.append(Attempt(line))
-    attempts[-1].take(line, text)
-
-
-def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
-    """Add a line to the last attempt or to a new attempt.  The line names the peer's address, but no connection.
-
-    Lines that may be about another connection with this peer are ignored, and so are lines without a cause.
-    """
-    cause = cause_of(text)
-    if not cause or (has_any(REFUSES, text) and cause.name != "unknown-peer"):
-        return
-    if attempts and cause.name not in UNASSIGNED_CAUSES:
-        if "response" not in text:
-            attempts[-1].take(line, text)
-        return
-
-    clues = attempts[-1].rounds[-1] if attempts else []
-    if clues and clues[-1].cause is cause:
-        attempts[-1].take(line, text)  # the same cause again: the peer repeats its request
-    elif cause.name != "ike-peer":
-        attempts.append(Attempt(line, from_peer=True))
-        attempts[-1].take(line, text)
-
-
-def last_clues(attempts: Sequence[Attempt]) -> list[Clue]:
-    """Return the clues of the last failed attempt, in the order of the table of causes.
-
-    If no attempt has failed, return the clues of one that still runs, or an empty list.  Attempts before the
-    last established Child SA are ignored.  Attempts without clues are skipped, because pluto can begin such
-    an attempt between a failure and the end of `ipsec up --once`.
-    """
-    pending: list[Clue] = []
-    for attempt in reversed(attempts):
-        clues = attempt.clues
-        if clues and clues[0].cause.name not in PENDING_CAUSES:
-            return clues
-        pending = pending or clues
-        if attempt.was_up:
-            break
-    return pending
-
-
-def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
-    """Return the last line in which pluto logs why it refused to load the connection.
-
-    Return None if there is no such line, or if pluto loaded the connection later.
-    """
-    failures = ("failed to add connection", "failed to load connection")
-    for line in reversed(lines):
-        conn, _, text = split_log_text(line.text)
-        if belongs_to(conn, name):
-            if has_any(("failed to add*connection", "failed to load"), text):
-                return line
-            if has_any(("added *connection", "loaded*connection"), text):
-                return None
-        elif f'"{name}"' in text and text.lower().startswith(failures):
-            return line
-    return None
-
-
-# After a message with a cause that is not in SENDS_AGAIN, `ipsec up` waits at most this many seconds for more
-# output of whack, because some releases of pluto never close the connection to whack after such a failure.
-LET_GO_TIME = 6.0
-# After these causes, pluto sends the packet again or waits for another packet.  Later pluto itself ends
-# the connection to whack.
-SENDS_AGAIN = frozenset((
-    "route", "port-closed", "send-refused", "send-denied", "rejected-way", "too-big", "link", "resources",
-    "tcp", "ike-peer", "dh", "cookie", "fragments", "corrupt", "malformed", "redirect", "peer-busy", "mobike",
-    "nat-t"))
-
-
-class UpWait:
-    """Decides from whack's output how much longer `ipsec up` waits for output.
-
-    `established`: a Child SA is up.  `cause`: why the connection failed, or None if no cause is known.
-    `lines`: the output of whack so far.
-    """
-
-    def __init__(self, limit: float | None) -> None:
-        self.established = False
-        self.lines: list[LogLine] = []
-        self.cause: Cause | None = None
-        self._end = None if limit is None else time.monotonic() + limit
-        self._rest = b""
-
-    def take(self, data: bytes) -> float | None:
-        """Add output of whack.  Return how many more seconds to wait for output, or None for no limit."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            text = split_code(line)[1]
-            self.lines.append(LogLine(time.time(), text))
-            self._line(split_log_text(text)[2])
-
-        limits = []
-        if self.cause and self.cause.name not in SENDS_AGAIN:
-            limits.append(LET_GO_TIME)
-        if self._end is not None:
-            limits.append(self._end - time.monotonic())
-        return min(limits, default=None)
-
-    def _line(self, text: str) -> None:
-        if child_came_up(text):
-            self.established, self.cause = True, None
-            return
-        cause = cause_of(text)
-        if cause and (not cause.weak or cause.name in ("kernel-peer", "auth-refused", "peer-refused")):
-            self.cause = cause
-
-
-def explain_tunnels(host: Host, failed: Sequence[TunnelRow]) -> None:
-    """Set `problem` and `since` of tunnels that should be up but are not, if pluto's log has the cause.
-
-    A problem that is known already is replaced only if the tunnel is connecting.  `since` is set only if the
-    tunnel is down.
-    """
-    try:
-        log = read_pluto_log(host, Config(host))
-    except (Failure, OSError):
-        return  # nothing is printed: `ipsec why` reports that the log can't be read
-    for row in failed:
-        peers = [row.remote_host] if row.remote_host else []
-        clues = last_clues(read_attempts(log, row.name, peers))
-        if clues and (row.problem is None or row.state == "connecting"):
-            row.problem = clues[0].cause.short
-            if clues[0].line.when and row.state == "down":
-                row.since = int(clues[0].line.when)
-
-
 # --- causes: why a connection may be down -------------------------------------------------------------------
 #
-# The table of causes, and the functions that find the cause of a line of pluto's log.  The part "diagnosis:
-# what pluto's log says" loads this part with load_part() when it reads the first line about a connection.
+# The table of causes, and the functions that find the cause of a line of pluto's log.  The next part loads this
+# part with load_part() when it reads the first line about a connection.
 
 
 class Cause(Record):
@@ -18313,6 +17798,528 @@ def refusal_of(text: str) -> Cause | None:
         if has_any((words,), text):
             return CAUSE_BY_NAME[name]
     return None
+
+
+# --- diagnosis: what pluto's log says of a connection -------------------------------------------------------
+#
+# Finds pluto's log, and the last attempt in the log to bring a connection up.  This part only reads logs.
+# Sources: the messages in the source of libreswan 3.25, 3.32, 4.3, 4.10, 5.2, 5.4 and main, and logs of real
+# plutos whose tunnels failed for known causes.
+
+LOG_TAIL = 4 << 20  # At most this many bytes at the end of a log file are read.
+LOG_SEARCH = 1 << 30  # At most this many bytes at the end of a log file are searched for pluto's last start.
+LOG_LINES = 20_000  # At most this many lines of the journal are read.
+CONN_LINES = 600  # At most this many lines about one connection are read.
+LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # pluto 3.x to 5.x logs one of these when it starts.
+JOURNAL = "/var/log/journal"
+SYSLOGS = ("/var/log/secure", "/var/log/auth.log", "/var/log/daemon.log", "/var/log/debug",
+           "/var/log/syslog", "/var/log/messages", "/var/log/pluto.log")
+
+
+def last_start(host: Host, name: str) -> int | None:
+    """Return the offset in bytes of the line in which pluto last logged its start.
+
+    Return None if the last LOG_SEARCH bytes of the file have no such line.  Raises OSError if the file can't
+    be read.
+    """
+    fd = host.open(name)
+
+    try:
+        end = size = host.stat(name).st_size
+        overlap = b""
+        while end > max(0, size - LOG_SEARCH):
+            start = max(0, end - READ_CHUNK * 16)
+            block = host.read_at(fd, name, start, end - start) + overlap
+            position = max(block.rfind(marker) for marker in LOG_START)
+            if position >= 0:
+                return start + block.rfind(b"\n", 0, position) + 1
+            end, overlap = start, block[:32]
+        return None
+    finally:
+        host.close(fd, name)
+
+
+class LogLine(Record):
+    """A line of pluto's log: its time in seconds since the epoch (None if the line has no time), and its
+    message."""
+
+    when: float | None
+    text: str
+
+
+def read_log_line(line: str) -> LogLine:
+    """Split a line of a log file, of syslog or of the journal into its time and pluto's message."""
+    when = stamp(line)
+    tag = line.find("pluto[", 0, 200)
+    if tag >= 0:
+        end = line.find("]: ", tag)
+        if end >= 0:
+            return LogLine(when, line[end + 3:])
+    if when is None:
+        return LogLine(None, line)
+    # a line of pluto's own log file begins with, for example, `Nov 23 06:12:08.123456: `
+    return LogLine(when, line[15:].partition(": ")[2])
+
+
+def tail_of_file(host: Host, name: str) -> list[str]:
+    """Return the whole lines in the last LOG_TAIL bytes of a file.  Raises OSError if it can't be read."""
+    size = host.stat(name).st_size
+    lines = list(split_lines(host.chunks(name, max(0, size - LOG_TAIL))))
+    if size > LOG_TAIL:
+        del lines[:1]  # the first line may lack its start
+    return lines
+
+
+def read_pluto_log(host: Host, config: Config, timeout: float = 10.0) -> list[LogLine]:
+    """Return the lines of pluto's log since pluto's last start, without debug messages.
+
+    If the lines that were read have no start, all of them are returned.  The sources are logfile=, the
+    journal, and the files of SYSLOGS in which pluto logged a start.  The first source that has messages is
+    used.  If there is none, raises PermissionError if this process is not permitted to read a source,
+    otherwise Missing.
+    """
+    denied: Exception | None = None
+    for read_lines in log_sources(host, config, timeout):
+        try:
+            lines = read_lines()
+        except PermissionError as error:
+            denied = error
+            continue
+        except Denied as failure:
+            denied = PermissionError(errno.EACCES, failure.message)
+            continue
+        except (OSError, Failure):
+            continue
+
+        entries = [read_log_line(line) for line in since_last_start(lines)]
+        # debug messages begin with `| `; they don't name causes
+        entries = [entry for entry in entries if entry.text and not entry.text.startswith("|")]
+        if entries:
+            return entries
+
+    if denied:
+        raise denied
+    raise Missing("pluto's log was not found: logfile= is not set or names no log, the journal has no line "
+                  f"of pluto, and pluto logged no start in {', '.join(SYSLOGS)}")
+
+
+def since_last_start(lines: Sequence[str]) -> Sequence[str]:
+    """Return the lines from pluto's last start to the end.  Return all lines if none of them is a start."""
+    for number in range(len(lines) - 1, -1, -1):
+        if "Starting Pluto" in lines[number] or "Starting Libreswan" in lines[number]:
+            return lines[number:]
+    return lines
+
+
+def journal_command(host: Host) -> list[str]:
+    """Return the first words of a journalctl command that reads the journal of this host or of --root.
+
+    The list is empty if journalctl is missing, or if --root has no journal.  With --root, the command has an
+    option `--file` for each file of the journal.  It does not use `--directory`, because journalctl could then
+    follow symbolic links to files outside of the root.
+    """
+    if not host.which("journalctl"):
+        return []
+    if host.live:
+        return ["journalctl"]
+
+    import stat
+    files = []
+    for pattern in ("*.journal", "*/*.journal", "*.journal~", "*/*.journal~"):
+        for name in host.glob(f"{JOURNAL}/{pattern}"):
+            try:
+                if stat.S_ISREG(host.stat(name).st_mode):
+                    files.append(host.path(name))
+            except OSError:
+                continue
+    if not files:
+        return []
+    # --file takes a pattern (glob(7)), so special characters in a name are quoted
+    quoted = str.maketrans({special: f"\\{special}" for special in "\\*?[]{}"})
+    return ["journalctl", *(f"--file={name.translate(quoted)}" for name in files)]
+
+
+def journal_title(argv: Sequence[str]) -> str:
+    """Return a journalctl command as a heading, with the number of `--file` options in place of the names."""
+    words = [word for word in argv if not word.startswith("--file=")]
+    count = len(argv) - len(words)
+    if count:
+        words.append(f"({count} files of {JOURNAL})")
+    return " ".join(words)
+
+
+def log_sources(host: Host, config: Config, timeout: float) -> Iterator[Callable[[], list[str]]]:
+    """Yield a function for each file or command that may have pluto's log.  It returns the last lines."""
+    logfile = config.setup("logfile")
+    if logfile:
+        yield lambda: tail_of_file(host, logfile)
+    journal = journal_command(host)
+    if journal:
+        argv = [*journal, "-t", "pluto", "-n", str(LOG_LINES), "--no-pager", "-q", "-o", "short-iso"]
+        yield lambda: list(split_lines(denied_if_refused(host.stream(argv, timeout=timeout))))
+    for name in SYSLOGS:
+        if host.exists(name):
+            yield lambda name=name: syslog_lines(host, name)  # type: ignore[misc]
+
+
+def syslog_lines(host: Host, name: str) -> list[str]:
+    """Return pluto's lines in the last LOG_TAIL bytes of a syslog file.
+
+    The list is empty if last_start() finds no start of pluto in the file.  Raises OSError if the file
+    can't be read.
+    """
+    if last_start(host, name) is None:
+        return []
+    return [line for line in tail_of_file(host, name) if "pluto[" in line or "Starting Pluto" in line]
+
+
+# An attempt that has only these causes still runs, so the cause of an earlier attempt is reported instead
+PENDING_CAUSES = frozenset(("half-open", "waiting"))
+# Sets of causes that say little.  Attempt.clues leaves out the clues of the first set.  If no clue is left, it
+# leaves out those of the next set instead, and so on.  `peer-busy` says little: after a failure for another
+# cause, the peer can answer TEMPORARY_FAILURE to later requests for a Child SA.
+LITTLE_KNOWN = (PENDING_CAUSES | {"peer-busy"}, PENDING_CAUSES, frozenset[str]())
+# An address is requested only once for each IKE SA, so these causes count for all later requests of this SA.
+LASTING_CAUSES = ("pool", "mode-config")
+
+REFUSES = ("responding to*with*notification", "sending*notification")
+# A line with one of these causes begins a new attempt if the line names no connection
+UNASSIGNED_CAUSES = ("unknown-peer", "version-refused", "aggressive", "auth-method")
+STARTS = ("initiating*IKEv", "initiating*Main Mode", "initiating*Aggressive Mode", "initiating v2 parent",
+          "responding to Main Mode", "responding to Aggressive Mode")
+PEER_STARTS = ("IKE_SA_INIT re", ":IKE=", ":IKE:", "processing IKE_SA_INIT")
+CHILD_STARTS = ("initiating Quick Mode", "initiating Child SA", "sent CREATE_CHILD_SA",
+                "responding to Quick Mode", "processing decrypted CREATE_CHILD_SA")
+CHILD_UP = ("established Child SA", "IPsec SA established", "rekeyed Child SA", "negotiated connection")
+IKE_UP = ("IKE SA established", "ISAKMP SA established", "established IKE SA")
+# Lines about the updown script while pluto cleans up after a failed attempt
+CLEANS_UP = ("unroute-* output:", "down-* output:", "unroute-* command exited", "down-* command exited")
+TAKEN_DOWN = ("terminating SAs using this connection", "initiating delete of connection",
+              "terminating all conns")
+
+
+def child_came_up(text: str) -> bool:
+    """Return whether a line reports that a Child SA came up.  Other lines about an established one don't count."""
+    return has_any(CHILD_UP, text) and not has_any(("delete established", "in use by"), text)
+
+
+CAUSE_OF_TEXT: dict[tuple[str, bool], Cause | None] = {}  # a cache of cause_of(): pluto repeats its messages
+
+
+def cause_of(text: str, *, ike_up: bool = False) -> Cause | None:
+    """Return the first cause in the table with a pattern that matches a line of pluto's log, or None.
+
+    `ike_up` is true if pluto logged the line after the IKE SA was up.  If true, patterns that begin with `[1]`
+    are ignored.  If false, patterns that begin with `[2]` are ignored.
+    """
+    key = text, ike_up
+    if key not in CAUSE_OF_TEXT:
+        other_phase = "1" if ike_up else "2"
+        CAUSE_OF_TEXT[key] = load_part("find_cause")(text.lower(), other_phase=other_phase)
+    return CAUSE_OF_TEXT[key]
+
+
+class Clue(Record):
+    """A line of pluto's log, and the cause of failure that the line indicates."""
+
+    cause: Cause
+    line: LogLine
+
+
+class Attempt:
+    """One attempt to bring a connection up: the lines of the log from one start of IKE to the next.
+
+    - `first`, `last`: the first and the last of these lines
+    - `from_peer`: whether the peer started the attempt
+    - `ike_up`, `was_up`: whether the IKE SA, and any Child SA, was established
+    - `ended`: `up` after a Child SA was established, `taken down` after this host took the connection down, else empty
+    - `rounds`: a list of clues for each request for a Child SA since a Child SA was last established
+    """
+
+    def __init__(self, first: LogLine, *, from_peer: bool = False) -> None:
+        self.first = first
+        self.last = first
+        self.from_peer = from_peer
+        self.ike_up = self.was_up = False
+        self.ended = ""
+        self.rounds: list[list[Clue]] = [[]]
+
+    def take(self, line: LogLine, text: str) -> None:
+        """Add a line of the log.  `text` is the message without the names of the connection and the state."""
+        self.last = line
+        if has_any(CLEANS_UP, text):
+            return
+        if child_came_up(text):
+            self.ended, self.rounds = "up", [[]]
+            self.ike_up = self.was_up = True
+            return
+        if has_any(IKE_UP, text) and "rejected" not in text:
+            self.ike_up = True
+            # The IKE SA is up, so clues that say that the peer did not answer are dropped.
+            self.rounds = [[clue for clue in clues if clue.cause.name not in PENDING_CAUSES]
+                           for clues in self.rounds]
+            return
+        if has_any(TAKEN_DOWN, text):
+            if self.ended == "up":
+                self.rounds = [[]]
+            self.ended = "taken down"  # clues of a failure before this line are kept
+            return
+
+        if has_any(CHILD_STARTS, text) and self.rounds[-1]:
+            self.rounds.append([])
+        cause: Cause | None
+        if has_any(REFUSES, text):
+            cause = load_part("refusal_of")(text)
+        else:
+            cause = cause_of(text, ike_up=self.ike_up)
+        if cause:
+            self.rounds[-1].append(Clue(cause, line))
+
+    @property
+    def clues(self) -> list[Clue]:
+        """The clues of the last two rounds that have clues, and earlier clues of LASTING_CAUSES.
+
+        The clues have the order of the table of causes.  Clues that say little (LITTLE_KNOWN) are left out if
+        there are others.
+        """
+        rounds: list[list[Clue]] = []
+        for ignored in LITTLE_KNOWN:
+            rounds = [[clue for clue in clues if clue.cause.name not in ignored] for clues in self.rounds]
+            rounds = [clues for clues in rounds if clues]
+            if rounds:
+                break
+        selected: list[Clue] = []
+        for clues in rounds[:-2]:
+            selected += [clue for clue in clues if clue.cause.name in LASTING_CAUSES]
+        for clues in rounds[-2:]:
+            selected += clues
+        return sorted(selected, key=lambda clue: load_part("CAUSES").index(clue.cause))
+
+
+def split_log_text(text: str) -> tuple[str, str, str]:
+    """Split a message of pluto into the connection, the number of the state, and the text.
+
+    Messages have the forms `"c" #1: text`, `"c": text` and `"c"[2] 192.0.2.1 #3: text`.  A word like
+    `ERROR: ` at the start of the message is kept at the start of the text.  The connection or the number is
+    empty if the message does not have it.
+    """
+    for lead in ("ERROR: ", "FATAL ERROR: ", "FATAL: ", "WARNING: ", "EXPECTATION FAILED: ", "ABORT: "):
+        if text.startswith(lead):
+            conn, serial, rest = split_log_text(text[len(lead):])
+            return conn, serial, lead + rest
+
+    end = text.find('"', 1)
+    if not text.startswith('"') or end < 0:
+        return "", "", text
+    head, _, rest = text[end + 1:].partition(": ")
+    serial = ""
+    if "#" in head:
+        serial = head.rpartition("#")[2]
+    return text[1:end], serial, rest
+
+
+def belongs_to(conn: str, name: str) -> bool:
+    """Return whether a name in the log is the connection `name`, or `name/1x2` for a pair of its subnets."""
+    return conn == name or (conn.startswith(f"{name}/") and split_part(conn)[0] == name)
+
+
+def names_address(text: str, peers: Collection[str]) -> bool:
+    """Return whether a line that names no connection is about a packet from or to an address in `peers`.
+
+    If `peers` has `%any`, every line about a received packet (`packet from`) counts.
+    """
+    if text.startswith("packet from "):
+        starts = [f"packet from {peer}:" for peer in peers] + [f"packet from [{peer}]:" for peer in peers]
+        return "%any" in peers or text.startswith(tuple(starts))
+    if "network error report" in text or "recvfrom" in text or text.startswith("ERROR: send"):
+        for end in (" ", ":", ",", ")", "]"):
+            if any(f" {peer}{end}" in text for peer in peers):
+                return True
+    return False
+
+
+def read_attempts(lines: Iterable[LogLine], name: str, peers: Collection[str]) -> list[Attempt]:
+    """Return the attempts to bring the connection `name` up, the oldest first.
+
+    Only the last CONN_LINES lines about the connection are read.  `peers` are the addresses of the
+    connection's peer.  Some messages of pluto name the peer's address and no connection.
+    """
+    rows: list[tuple[LogLine, str, str, str]] = []
+    for line in lines:
+        conn, serial, text = split_log_text(line.text)
+        if belongs_to(conn, name) or (not conn and names_address(text, peers)):
+            rows.append((line, conn, serial, text))
+
+    attempts: list[Attempt] = []
+    newest = 0
+    started: set[int] = set()  # the numbers of the states that attempts began with
+    for line, conn, serial, text in rows[-CONN_LINES:]:
+        if not conn:
+            take_unassigned(attempts, line, text)
+            continue
+        if not is_number(serial) or int(serial) == 0:
+            take_without_state(attempts, line, text)
+            continue
+
+        number = int(serial)
+        from_here = starts_ike(text)
+        from_peer = number > newest and answers_ike(text)
+        starts = (from_here or from_peer) and number not in started
+        if starts or not attempts:
+            attempts.append(Attempt(line))
+            started.add(number)
+        if has_any(("responding to",), text) or (from_peer and not from_here):
+            attempts[-1].from_peer = True
+        newest = max(newest, number)
+        attempts[-1].take(line, text)
+    return attempts
+
+
+def starts_ike(text: str) -> bool:
+    """Return whether a line reports the start of a new IKE SA.  A rekey or a Child SA does not count."""
+    return has_any(STARTS, text) and not has_any(("rekey", "Quick Mode", "Child SA"), text)
+
+
+def answers_ike(text: str) -> bool:
+    """Return whether a line is one of the first that pluto logs about an IKE SA that the peer starts."""
+    return has_any(PEER_STARTS, text) and "sent ike_sa_init request" not in text.lower()
+
+
+def take_without_state(attempts: list[Attempt], line: LogLine, text: str) -> None:
+    """Add a line to the last attempt.  The line names the connection, but no state.
+
+    If there is no attempt, a line with a cause begins the first attempt, and any other line is ignored.
+    """
+    if not attempts:
+        if not cause_of(text):
+            return
+        attempts.append(Attempt(line))
+    attempts[-1].take(line, text)
+
+
+def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
+    """Add a line to the last attempt or to a new attempt.  The line names the peer's address, but no connection.
+
+    Lines that may be about another connection with this peer are ignored, and so are lines without a cause.
+    """
+    cause = cause_of(text)
+    if not cause or (has_any(REFUSES, text) and cause.name != "unknown-peer"):
+        return
+    if attempts and cause.name not in UNASSIGNED_CAUSES:
+        if "response" not in text:
+            attempts[-1].take(line, text)
+        return
+
+    clues = attempts[-1].rounds[-1] if attempts else []
+    if clues and clues[-1].cause is cause:
+        attempts[-1].take(line, text)  # the same cause again: the peer repeats its request
+    elif cause.name != "ike-peer":
+        attempts.append(Attempt(line, from_peer=True))
+        attempts[-1].take(line, text)
+
+
+def last_clues(attempts: Sequence[Attempt]) -> list[Clue]:
+    """Return the clues of the last failed attempt, in the order of the table of causes.
+
+    If no attempt has failed, return the clues of one that still runs, or an empty list.  Attempts before the
+    last established Child SA are ignored.  Attempts without clues are skipped, because pluto can begin such
+    an attempt between a failure and the end of `ipsec up --once`.
+    """
+    pending: list[Clue] = []
+    for attempt in reversed(attempts):
+        clues = attempt.clues
+        if clues and clues[0].cause.name not in PENDING_CAUSES:
+            return clues
+        pending = pending or clues
+        if attempt.was_up:
+            break
+    return pending
+
+
+def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
+    """Return the last line in which pluto logs why it refused to load the connection.
+
+    Return None if there is no such line, or if pluto loaded the connection later.
+    """
+    failures = ("failed to add connection", "failed to load connection")
+    for line in reversed(lines):
+        conn, _, text = split_log_text(line.text)
+        if belongs_to(conn, name):
+            if has_any(("failed to add*connection", "failed to load"), text):
+                return line
+            if has_any(("added *connection", "loaded*connection"), text):
+                return None
+        elif f'"{name}"' in text and text.lower().startswith(failures):
+            return line
+    return None
+
+
+# After a message with a cause that is not in SENDS_AGAIN, `ipsec up` waits at most this many seconds for more
+# output of whack, because some releases of pluto never close the connection to whack after such a failure.
+LET_GO_TIME = 6.0
+# After these causes, pluto sends the packet again or waits for another packet.  Later pluto itself ends
+# the connection to whack.
+SENDS_AGAIN = frozenset((
+    "route", "port-closed", "send-refused", "send-denied", "rejected-way", "too-big", "link", "resources",
+    "tcp", "ike-peer", "dh", "cookie", "fragments", "corrupt", "malformed", "redirect", "peer-busy", "mobike",
+    "nat-t"))
+
+
+class UpWait:
+    """Decides from whack's output how much longer `ipsec up` waits for output.
+
+    `established`: a Child SA is up.  `cause`: why the connection failed, or None if no cause is known.
+    `lines`: the output of whack so far.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        self.established = False
+        self.lines: list[LogLine] = []
+        self.cause: Cause | None = None
+        self._end = None if limit is None else time.monotonic() + limit
+        self._rest = b""
+
+    def take(self, data: bytes) -> float | None:
+        """Add output of whack.  Return how many more seconds to wait for output, or None for no limit."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            text = split_code(line)[1]
+            self.lines.append(LogLine(time.time(), text))
+            self._line(split_log_text(text)[2])
+
+        limits = []
+        if self.cause and self.cause.name not in SENDS_AGAIN:
+            limits.append(LET_GO_TIME)
+        if self._end is not None:
+            limits.append(self._end - time.monotonic())
+        return min(limits, default=None)
+
+    def _line(self, text: str) -> None:
+        if child_came_up(text):
+            self.established, self.cause = True, None
+            return
+        cause = cause_of(text)
+        if cause and (not cause.weak or cause.name in ("kernel-peer", "auth-refused", "peer-refused")):
+            self.cause = cause
+
+
+def explain_tunnels(host: Host, failed: Sequence[TunnelRow]) -> None:
+    """Set `problem` and `since` of tunnels that should be up but are not, if pluto's log has the cause.
+
+    A problem that is known already is replaced only if the tunnel is connecting.  `since` is set only if the
+    tunnel is down.
+    """
+    try:
+        log = read_pluto_log(host, Config(host))
+    except (Failure, OSError):
+        return  # nothing is printed: `ipsec why` reports that the log can't be read
+    for row in failed:
+        peers = [row.remote_host] if row.remote_host else []
+        clues = last_clues(read_attempts(log, row.name, peers))
+        if clues and (row.problem is None or row.state == "connecting"):
+            row.problem = clues[0].cause.short
+            if clues[0].line.when and row.state == "down":
+                row.since = int(clues[0].line.when)
 
 
 # --- verify -------------------------------------------------------------------------------------------------
@@ -22160,7 +22167,7 @@ def verify_command(host: Host, args: Args) -> int:
         colour = host.colour and not args.flag("--nocolour")
         for line in verify_lines(counted(), left_out, colour=colour, is_whole=not names):
             host.print(line)
-    return min(levels.count("FAIL"), 255)
+    return min(levels.count("FAIL"), HIGHEST_STATUS)
 
 
 # --- barf ---------------------------------------------------------------------------------------------------
@@ -26512,10 +26519,8 @@ def print_setup(host: Host, args: Args, config: Config) -> None:
 
     export = "" if args.flag("--noexport") else "export"
     for key, value in values.items():
-        # each quote is escaped, so that a shell never runs a part of the value; libreswan's addconn does not
-        # escape quotes
-        quoted = value.replace("'", "'\\''")
-        host.print(f"{export} {key.replace('-', '_')}='{quoted}'")
+        # unlike here, libreswan's addconn does not escape quotes in the value
+        host.print(f"{export} {key.replace('-', '_')}={single_quoted(value)}")
 
 
 def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
@@ -27346,9 +27351,9 @@ def stackmanager_command(host: Host, args: Args) -> int:
 PLUTORUN_PAUSE = 10.0  # Seconds between a failure of pluto and the next start of the service.
 # For each exit status of pluto after which pluto is not started again, the message to log.
 PLUTORUN_ENDS = {
-    0: "pluto killed by SIGTERM, terminating without restart",
-    10: "pluto apparently already running (?!?), giving up",
-    137: "pluto killed by SIGKILL, terminating without restart or unlock",
+    OK: "pluto killed by SIGTERM, terminating without restart",
+    PLUTO_EXIT_LOCK_FAIL: "pluto apparently already running (?!?), giving up",
+    SIGNALLED + 9: "pluto killed by SIGKILL, terminating without restart or unlock",
 }
 
 
@@ -27382,7 +27387,7 @@ def plutorun_command(host: Host, args: Args) -> int:
     status = host.call([os.path.join(host.execdir, "pluto"), *args.operands], quiet=True)
     if status in PLUTORUN_ENDS:
         report(PLUTORUN_ENDS[status])
-        if status != 10:
+        if status != PLUTO_EXIT_LOCK_FAIL:
             host.remove(pid_file(host))
         return OK
 
@@ -27831,7 +27836,7 @@ def updown_command(host: Host, args: Args) -> int:
     """
     stack = host.env.get("PLUTO_STACK", "")
     if stack.lower() not in ("", "xfrm", "netkey"):
-        raise Failure(f"_updown: no support for the IPsec stack {quote(stack)}", 3,
+        raise Failure(f"_updown: no support for the IPsec stack {quote(stack)}", NO_STACK,
                       "only Linux's XFRM is supported")
     updown = Updown(host, Routing(host), args.value("--route"), args.value("--iproute"))
     return updown.run(host.env.get("PLUTO_VERB", ""))
