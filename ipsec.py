@@ -7038,6 +7038,11 @@ class Process(Record):
     command: str  # The arguments joined by blanks; for a process without arguments, its name in brackets.
 
 
+def pids(host: Host) -> list[int]:
+    """Return the PIDs of the processes that this user can see, in no certain order."""
+    return [int(name) for name in host.listdir("/proc") if name.isdecimal()]
+
+
 def list_processes(host: Host) -> Iterator[Process]:
     """Yield the processes that this user can see, in the order of their PIDs (proc(5)).
 
@@ -7046,7 +7051,7 @@ def list_processes(host: Host) -> Iterator[Process]:
     tick = os.sysconf("SC_CLK_TCK")
     page = os.sysconf("SC_PAGE_SIZE") // 1024
     booted = time.time() - float(host.value("/proc/uptime", "0").split()[0])
-    for pid in sorted(int(name) for name in host.listdir("/proc") if name.isdigit()):
+    for pid in sorted(pids(host)):
         try:
             arguments = host.read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
             name, fields = process_stat(host, pid)
@@ -7107,7 +7112,7 @@ def find_pluto(host: Host) -> int | None:
 def process_names(host: Host) -> dict[int, str | None]:
     """Return the names of all processes by PID.  A name that this user is not permitted to read is None."""
     names: dict[int, str | None] = {}
-    for pid in [int(name) for name in host.listdir("/proc") if name.isdecimal()]:
+    for pid in pids(host):
         try:
             names[pid], _ = process_stat(host, pid)
         except PermissionError:
@@ -13166,9 +13171,9 @@ def port_signs(host: Host) -> Iterator[str]:
     if not unseen:
         return
 
-    for pid in filter(str.isdecimal, host.listdir("/proc")):
+    for pid in pids(host):
         try:
-            for name in open_files(host, int(pid)) & unseen.keys():
+            for name in open_files(host, pid) & unseen.keys():
                 del unseen[name]
         except OSError:
             continue  # the process has ended, or its files can't be read: its sockets stay in `unseen`
@@ -13813,7 +13818,7 @@ def daemons(host: Host) -> set[str]:
     if not host.exists("/proc/1"):
         return names
     owner = host.stat("/proc/1").st_uid
-    for pid in filter(str.isdecimal, host.listdir("/proc")):
+    for pid in pids(host):
         try:
             if host.stat(f"/proc/{pid}").st_uid == owner:
                 names.add(host.value(f"/proc/{pid}/comm"))
