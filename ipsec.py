@@ -14369,12 +14369,12 @@ UP_OPTIONS = (
     Opt("--once", None,
         "take the connection down if the first attempt fails, so that pluto does not try again"))
 
+NSSDIR_HELP = "the directory of the NSS database (default: nssdir= of ipsec.conf, or that of the installed release)"
 GLOBAL_OPTIONS = (
     Opt("--config", "FILE", "the configuration (default /etc/ipsec.conf)"),
     Opt("--rundir", "DIR", "pluto's run directory (default /run/pluto)"),
     Opt("--ctlsocket", "FILE", "pluto's control socket (default RUNDIR/pluto.ctl)"),
-    Opt("--nssdir", "DIR",
-        "the directory of the NSS database (default: nssdir= of ipsec.conf, or that of the installed release)"),
+    Opt("--nssdir", "DIR", NSSDIR_HELP),
     Opt("--root", "DIR", "report on the system whose file system is mounted at DIR"),
 )
 # Options of commands that 5.x accepts both before and after the command
@@ -26456,11 +26456,14 @@ LIST_OPTIONS = [Opt(name, None, f"print the names of connections with auto={' or
                 for name, autos in ADDCONN_LISTS.items()]
 
 
+CONFIG_FILE_OPTION = Opt("--config", "FILE", "the configuration file; - is standard input")
+
+
 @command(
     "addconn", "[CONN...]", fallback=True, rescue=True,
     summary="check ipsec.conf, list connections, load them into pluto",
     options=(
-        Opt("--config", "FILE", "the configuration file; - is standard input"),
+        CONFIG_FILE_OPTION,
         Opt("--checkconfig", None, "only check whether the configuration can be loaded"),
         Opt("--configsetup", None, "print the settings of config setup as assignments for a shell"),
         Opt("--varprefix", "PREFIX", "the prefix of the variables of --configsetup"),
@@ -26559,7 +26562,7 @@ def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
     "readwriteconf", fallback=True, rescue=True,
     summary="print ipsec.conf with also=, %default and includes resolved",
     options=(
-        Opt("--config", "FILE", "the configuration file; - is standard input"),
+        CONFIG_FILE_OPTION,
         Opt("--conn", "CONN", "of all connections, print only this one"),
         Opt("--nosetup", None, "do not print the section config setup"),
         Opt("--rootdir", "DIR", "read all files below DIR, as ipsec --root does"),
@@ -27422,12 +27425,9 @@ def restart_after_pause(host: Host, report: Callable[[str], None]) -> NoReturn:
 
 # --- NSS ----------------------------------------------------------------------------------------------------
 
-NSSDIR_OPTION = Opt(
-    "--nssdir -d", "DIR",
-    "the directory of the NSS database (default: nssdir= of ipsec.conf, or that of the installed release)")
-PASSWORD_OPTION = Opt(
-    "--password-file", "FILE",
-    "a file whose first line is the database's password (default: the password in pluto's file nsspassword)")
+NSSDIR_OPTION = Opt("--nssdir -d", "DIR", NSSDIR_HELP)
+PASSWORD_HELP = "a file whose first line is the database's password (default: the password in pluto's file nsspassword)"
+PASSWORD_OPTION = Opt("--password-file", "FILE", PASSWORD_HELP)
 CONFIGDIR_OPTION = Opt("--configdir", "DIR", "obsolete name of --nssdir")
 NSS_OPTIONS = (NSSDIR_OPTION, CONFIGDIR_OPTION, PASSWORD_OPTION)
 
@@ -27490,8 +27490,7 @@ def checknss_command(host: Host, args: Args) -> int:
 @command("import", "FILE...", summary="import a PKCS#12 file, or PEM files of a certificate and its key", options=(
     NSSDIR_OPTION, CONFIGDIR_OPTION,
     Opt("--password-file", "FILE", "a file whose first line is the password of the PKCS#12 file"),
-    Opt("--nss-password-file", "FILE", "a file whose first line is the database's password (default: the "
-                                       "password in pluto's file nsspassword)"),
+    Opt("--nss-password-file", "FILE", PASSWORD_HELP),
     Opt("--name", "NICKNAME", "the nickname for the certificate that has the private key")),
     details="The CAs in the files become trusted for IPsec. If the import fails, the database is unchanged.",
     examples="""\
