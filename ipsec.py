@@ -5510,6 +5510,11 @@ def hexadecimal(value: int) -> str:
     return f"0x{value:x}" if value else "0"
 
 
+def shown_time(seconds: float) -> str:
+    """Return a time in seconds since the epoch as local date and time: `2026-11-23 06:12:08`."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
 def link_names() -> dict[int, str]:
     """Return the names of the network interfaces by index, or an empty dict if they can't be read."""
     import _socket as socket
@@ -5584,7 +5589,7 @@ def time_text(seconds: int) -> str:
     if not seconds:
         return "-"
     try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+        return shown_time(seconds)
     except (OSError, OverflowError, ValueError):
         return "invalid-time"
 
@@ -15601,7 +15606,7 @@ def parse_since(text: str) -> float:
 
     when = stamp(full_text)
     # mktime(3), called by stamp(), accepts dates that do not exist: 31 February becomes 3 March
-    if when is None or time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)) != full_text[:19]:
+    if when is None or shown_time(when) != full_text[:19]:
         raise Failure(f"--since {quote(text)}: not a time", USAGE, "such as 2026-11-23 06:12 or 24 hours ago")
     return when
 
@@ -20932,8 +20937,7 @@ def attempt_text(clue: Clue) -> str:
     at = clue.line.when
     if at is None:
         return f"tried: {clue.cause.means}"
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-    return f"tried at {when}: {clue.cause.means}"
+    return f"tried at {shown_time(at)}: {clue.cause.means}"
 
 
 def down_trouble(name: str, is_partly_up: bool, clues: Sequence[Clue], unknown: str) -> Trouble:
@@ -22537,7 +22541,7 @@ def processes(report: Report) -> Iterator[str]:
         if is_own or not ("pluto" in lower or "ipsec" in lower):
             continue
 
-        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(process.started))
+        started = shown_time(process.started)
         minutes, seconds = divmod(int(process.cpu), 60)
         command_line = process.command
         if not report.redactor.show_secrets:
@@ -23605,7 +23609,7 @@ def clock_text(when: float | None) -> str:
     """Return `when` as local time: `HH:MM:SS` today, else `YYYY-MM-DD HH:MM:SS`.  Return "" for None."""
     if when is None:
         return ""
-    day, hour = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)).split()
+    day, hour = shown_time(when).split()
     if day == time.strftime("%Y-%m-%d"):
         return hour
     return f"{day} {hour}"
@@ -25710,8 +25714,7 @@ def tunnel_details(row: TunnelRow, now: float) -> list[tuple[str, str | None]]:
 
     since = traffic = peers = rekey_in = ends_in = ""
     if row.since is not None:
-        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.since))
-        since = f"{clock} ({short_time(now - row.since)} ago)"
+        since = f"{shown_time(row.since)} ({short_time(now - row.since)} ago)"
     if row.bytes_in is not None and row.bytes_out is not None:
         traffic = f"{row.bytes_in} bytes in, {row.bytes_out} bytes out"
     if row.peers is not None:
@@ -25874,7 +25877,7 @@ class TunnelView:
 
     def _append(self, lines: Sequence[str]) -> None:
         if not self.as_json:
-            lines = [time.strftime("%Y-%m-%d %H:%M:%S"), *lines, ""]
+            lines = [shown_time(time.time()), *lines, ""]
         self.host.print("\n".join(lines))
 
     def _draw_screen(self, lines: Sequence[str], columns: int, rows: int) -> None:
@@ -25886,7 +25889,7 @@ class TunnelView:
         if len(lines) > room:
             hidden = len(lines) - (room - 2)
             lines = [*lines[:room - 2], f"… {hidden} more lines", lines[-1]]
-        heading = f"ipsec tunnels  {time.strftime('%Y-%m-%d %H:%M:%S')}  q ends"[:columns]
+        heading = f"ipsec tunnels  {shown_time(time.time())}  q ends"[:columns]
         heading = paint(heading, DIM, colour=self.host.colour)
         self.host.print("\x1b[H" + "\x1b[K\r\n".join([heading, *lines]) + "\x1b[K\x1b[J", end="")
 
@@ -26339,11 +26342,6 @@ def pluto_summary(report: Report, diagnoser: Diagnoser) -> str:
     message = messages[0] if messages else LEFT_OUT
     when = "" if last.when is None else f" of {shown_time(last.when)}"
     return printable(f"{line}; the last line of pluto's log{when}: {message}")
-
-
-def shown_time(seconds: float) -> str:
-    """Return a time in seconds since the epoch as local date and time."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def no_tunnels_line(report: Report, error: Failure | OSError) -> str:
