@@ -9900,16 +9900,27 @@ class SlowDatabase(BrokenDatabase):
     """A query did not end in time.  Either the file is damaged, or this host or its disk is slow."""
 
 
+def os_release(host: Host) -> dict[str, str]:
+    """Return the variables of os-release(5), without quotes.
+
+    A variable that /etc/os-release lacks comes from /usr/lib/os-release.
+    """
+    variables: dict[str, str] = {}
+    for name in ("/usr/lib/os-release", "/etc/os-release"):
+        for line in host.value(name).splitlines():
+            key, _, value = line.partition("=")
+            variables[key] = value.strip("\"'")
+    return variables
+
+
 def nss_tools_hint(host: Host) -> str:
     """Return a hint that names the package with NSS's tools on this distribution (os-release(5)).
 
     If the distribution is unknown, the hint names the packages of several distributions.
     """
-    known: dict[str, str] = {}
-    for line in host.value("/etc/os-release", host.value("/usr/lib/os-release")).splitlines():
-        key, _, value = line.partition("=")
-        known[key] = value.strip("\"'").lower()
-    for name in [known.get("ID", ""), *known.get("ID_LIKE", "").split()]:
+    variables = os_release(host)
+    names = f"{variables.get('ID', '')} {variables.get('ID_LIKE', '')}"
+    for name in names.lower().split():
         package = NSS_PACKAGES.get(name) or NSS_PACKAGES.get(name.partition("-")[0])
         if package:
             return f"install the package {package}"
@@ -26264,9 +26275,10 @@ def report_summary(report: Report) -> Iterator[str]:
     host = report.host
     lines = [f"{version_line(host)}; ipsec {VERSION}"]
     explained: list[str] = []
+    distribution = os_release(host).get("PRETTY_NAME", "unknown distribution")
 
     if host.live:
-        lines.append(f"{distribution_name(host)}, kernel {host.kernel_release()}")
+        lines.append(f"{distribution}, kernel {host.kernel_release()}")
         diagnoser: Diagnoser = load_part("Diagnoser")(host, report.timeout / 2)
         lines.append(pluto_summary(report, diagnoser))
         try:
@@ -26280,7 +26292,7 @@ def report_summary(report: Report) -> Iterator[str]:
             lines.append(why_line(diagnosis))
         lines.append(firewall_summary(host))
     else:
-        lines.append(f"{distribution_name(host)}, mounted at {host.root}")
+        lines.append(f"{distribution}, mounted at {host.root}")
 
     lines += verify_summary(report.verdicts(), explained, max(1, SUMMARY_LINES - len(lines) - 2))
     return text_of_lines(lines)
@@ -26309,18 +26321,6 @@ def verify_summary(verdicts: Sequence[Finding], explained: Collection[str], room
         yield f"verify: {finding.level} {finding.check}: {finding.why}"
     if len(problems) > room:
         yield f"verify: {count_text(len(problems) - room, 'more problem')}; see ipsec_verify"
-
-
-def distribution_name(host: Host) -> str:
-    """Return PRETTY_NAME of os-release(5), or `unknown distribution` if it is not set or can't be read."""
-    for name in ("/etc/os-release", "/usr/lib/os-release"):
-        try:
-            for line in host.lines(name):
-                if line.startswith("PRETTY_NAME="):
-                    return line.partition("=")[2].strip("\"'")
-        except OSError:
-            continue
-    return "unknown distribution"
 
 
 def pluto_summary(report: Report, diagnoser: Diagnoser) -> str:
