@@ -7043,7 +7043,7 @@ class Process(Record):
     command: str  # The arguments joined by blanks; for a process without arguments, its name in brackets.
 
 
-def pids(host: Host) -> list[int]:
+def process_ids(host: Host) -> list[int]:
     """Return the PIDs of the processes that this user can see, in no certain order."""
     return [int(name) for name in host.listdir("/proc") if name.isdecimal()]
 
@@ -7056,7 +7056,7 @@ def list_processes(host: Host) -> Iterator[Process]:
     tick = os.sysconf("SC_CLK_TCK")
     page = os.sysconf("SC_PAGE_SIZE") // 1024
     booted = time.time() - float(host.value("/proc/uptime", "0").split()[0])
-    for pid in sorted(pids(host)):
+    for pid in sorted(process_ids(host)):
         try:
             arguments = host.read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
             name, fields = process_stat(host, pid)
@@ -7117,7 +7117,7 @@ def find_pluto(host: Host) -> int | None:
 def process_names(host: Host) -> dict[int, str | None]:
     """Return the names of all processes by PID.  A name that this user is not permitted to read is None."""
     names: dict[int, str | None] = {}
-    for pid in pids(host):
+    for pid in process_ids(host):
         try:
             names[pid], _ = process_stat(host, pid)
         except PermissionError:
@@ -13187,7 +13187,7 @@ def port_signs(host: Host) -> Iterator[str]:
     if not unseen:
         return
 
-    for pid in pids(host):
+    for pid in process_ids(host):
         try:
             for name in open_files(host, pid) & unseen.keys():
                 del unseen[name]
@@ -13834,7 +13834,7 @@ def daemons(host: Host) -> set[str]:
     if not host.exists("/proc/1"):
         return names
     owner = host.stat("/proc/1").st_uid
-    for pid in pids(host):
+    for pid in process_ids(host):
         try:
             if host.stat(f"/proc/{pid}").st_uid == owner:
                 names.add(host.value(f"/proc/{pid}/comm"))
@@ -26275,10 +26275,10 @@ def report_summary(report: Report) -> Iterator[str]:
     host = report.host
     lines = [f"{version_line(host)}; ipsec {VERSION}"]
     explained: list[str] = []
-    distribution = os_release(host).get("PRETTY_NAME", "unknown distribution")
+    distribution_name = os_release(host).get("PRETTY_NAME", "unknown distribution")
 
     if host.live:
-        lines.append(f"{distribution}, kernel {host.kernel_release()}")
+        lines.append(f"{distribution_name}, kernel {host.kernel_release()}")
         diagnoser: Diagnoser = load_part("Diagnoser")(host, report.timeout / 2)
         lines.append(pluto_summary(report, diagnoser))
         try:
@@ -26292,7 +26292,7 @@ def report_summary(report: Report) -> Iterator[str]:
             lines.append(why_line(diagnosis))
         lines.append(firewall_summary(host))
     else:
-        lines.append(f"{distribution}, mounted at {host.root}")
+        lines.append(f"{distribution_name}, mounted at {host.root}")
 
     lines += verify_summary(report.verdicts(), explained, max(1, SUMMARY_LINES - len(lines) - 2))
     return text_of_lines(lines)
