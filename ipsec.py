@@ -12452,7 +12452,7 @@ class Updown:
                 try:
                     return self.routing.route(action, net, words)
                 except OSError as error:
-                    # EINVAL: the kernel still checks that no other host uses the new source address
+                    # EINVAL: duplicate address detection of the new IPv6 source address has not finished
                     if error.errno != errno.EINVAL or time.monotonic() > deadline:
                         raise
                     time.sleep(0.02)
@@ -13142,7 +13142,7 @@ def pid_file_signs(host: Host) -> Iterator[str]:
     except FileNotFoundError:
         return
     except OSError as error:
-        yield f"{error_text(error)}: pluto's PID is unknown"
+        yield f"{error_text(error)}, so pluto's PID is unknown"
         return
 
     if not is_number(text):
@@ -13182,7 +13182,7 @@ def port_signs(host: Host) -> Iterator[str]:
             if entry.protocol.startswith("udp") or entry.port == 4500:
                 unseen[f"socket:[{entry.inode}]"] = entry
     except OSError as error:
-        yield f"{error_text(error)}: the ports of IKE may be in use"
+        yield f"{error_text(error)}, so the ports of IKE may be in use"
         return
     if not unseen:
         return
@@ -14338,7 +14338,7 @@ def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whos
 
 def single_quoted(text: str) -> str:
     """Return the text in single quotes, so that a shell reads it as one word and runs no part of it."""
-    return "'" + text.replace("'", "'\"'\"'") + "'"
+    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def shell_words(words: Sequence[str]) -> str:
@@ -26979,9 +26979,9 @@ class Reload:
         return self.load_copies(lines, [conn.name for conn in conns])
 
     def loads_without_pool(self, conn: Conn) -> bool:
-        """Return whether the connection has an address pool and pluto accepts a copy without this pool.
+        """Return whether the connection in the file has an address pool and pluto accepts a copy without it.
 
-        Pluto refuses a copy whose pool overlaps with the connection's pool but is not equal to that pool.
+        Pluto refuses a copy whose pool overlaps with the pool of the loaded connection but differs from it.
         """
         lines = [f"conn {quoted_value(COPY_PREFIX + conn.name)}"]
         has_pool = False
