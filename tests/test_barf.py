@@ -242,7 +242,7 @@ section = """)
     assert result.stdout.endswith(f"{line}\n{{'{outcome}': ['nftables']}}\n"), result.stdout
 
 
-@pytest.mark.parametrize("denied, capabilities, said", [
+@pytest.mark.parametrize("denied, capabilities, message", [
     (["nftables"], "ffffffffffffffff", "1 section denied: nftables"),
     (["nftables", "iptables"], "00000000a80425fb",
      "2 sections need more rights than root has here: start the container with --cap-add NET_ADMIN"),
@@ -252,11 +252,11 @@ section = """)
      "1 section needs more rights than root has here: start the container with --cap-add SYSLOG"),
 ])
 def test_root_is_told_which_capabilities_are_missing(monkeypatch: pytest.MonkeyPatch, denied: list[str],
-                                                     capabilities: str, said: str) -> None:
+                                                     capabilities: str, message: str) -> None:
     host = ipsec.Host({})
     monkeypatch.setattr(ipsec.Host, "superuser", True)
     monkeypatch.setattr(host, "lines", lambda name: iter(["Name:\tx", f"CapEff:\t{capabilities}"]))
-    assert ipsec.missing_rights(host, denied) == said
+    assert ipsec.missing_rights(host, denied) == message
 
 
 def test_a_child_that_dies_is_a_failed_section() -> None:

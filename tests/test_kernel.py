@@ -305,7 +305,7 @@ def template(reqid: int, source: str = "0.0.0.0", mode: str = "transport") -> tu
     return (ipsec.Template(source, "0.0.0.0", "esp", 0, reqid, mode, False),)
 
 
-@pytest.mark.parametrize("theirs, found", [
+@pytest.mark.parametrize("theirs, kernel_policy", [
     (False, policy()),
     (False, policy(action="block")),
     (False, policy(action="block", priority=2000000)),
@@ -321,15 +321,15 @@ def template(reqid: int, source: str = "0.0.0.0", mode: str = "transport") -> tu
     (True, policy(priority=1048575 - (24 << 8 | 16))),
     (True, policy(priority=2097151 - (24 << 9 | 16 << 1 | 1))),
     (True, policy(action="block", priority=((1 << 2 | 2) << 1 | 1) << 17 | 104 << 9 | 112 << 1 | 1))])
-def test_pluto_s_policies_are_told_from_others(theirs: bool, found: ipsec.Policy) -> None:
-    assert ipsec.is_plutos_policy(found, {77}) is theirs
+def test_pluto_s_policies_are_told_from_others(theirs: bool, kernel_policy: ipsec.Policy) -> None:
+    assert ipsec.is_plutos_policy(kernel_policy, {77}) is theirs
 
 
 def test_a_packet_takes_the_policy_of_the_best_priority() -> None:
     records = ipsec.XfrmData(Kernel(policies=golden("policies")))
-    found = [records.policies_for(ipsec.Flow("10.3.0.1", "10.4.9.9", protocol, 500, 4500))[-1]
-             for protocol in (6, 17, 0)]
-    assert [policy and policy.action for policy in found] == ["block", None, None]
+    policies = [records.policies_for(ipsec.Flow("10.3.0.1", "10.4.9.9", protocol, 500, 4500))[-1]
+                for protocol in (6, 17, 0)]
+    assert [policy and policy.action for policy in policies] == ["block", None, None]
     tunnel = records.policies_for(ipsec.Flow("10.1.0.200", "10.2.0.1"))[-1]
     assert tunnel and [(one.protocol, one.reqid, one.mode) for one in tunnel.templates] == [("esp", 16385, "tunnel")]
     assert records.policies_for(ipsec.Flow("10.1.1.1", "10.2.0.1")) == [None]
@@ -381,7 +381,7 @@ def asked(*protocols: str, optional: bool = False) -> ipsec.Policy:
                                   for protocol in protocols))
 
 
-@pytest.mark.parametrize("fate, found, states", [
+@pytest.mark.parametrize("fate, kernel_policy, states", [
     ("clear", None, []),
     ("clear", policy(), []),
     ("block", policy(action="block"), []),
@@ -393,8 +393,9 @@ def asked(*protocols: str, optional: bool = False) -> ipsec.Policy:
     ("hold", asked("esp", "ah"), [state(7)]),
     ("authenticate", asked("ah"), [state(7, protocol="ah")]),
     ("clear", asked("esp", optional=True), [])])
-def test_what_a_policy_does_to_a_packet(fate: str, found: ipsec.Policy | None, states: list[ipsec.State]) -> None:
-    assert Records(states=states).fate(found, "10.2.3.4") == fate
+def test_what_a_policy_does_to_a_packet(fate: str, kernel_policy: ipsec.Policy | None,
+                                        states: list[ipsec.State]) -> None:
+    assert Records(states=states).fate(kernel_policy, "10.2.3.4") == fate
 
 
 @pytest.mark.parametrize("address, prefix, inside", [
@@ -406,12 +407,14 @@ def test_within(address: str, prefix: str, inside: bool) -> None:
 
 
 def test_states_as_data() -> None:
-    found = {state.spi: state for state in ipsec.XfrmData(Kernel(states=golden("states"))).states_data() if state.spi}
-    assert found[1].algorithms == (("auth", "hmac(sha256)", 256), ("enc", "cbc(aes)", 128))
-    assert (found[1].protocol, found[1].mode, found[1].reqid, found[1].replay_window) == ("esp", "tunnel", 16385, 32)
-    assert found[2].encapsulation == "espinudp" and found[2].algorithms == (("aead", "rfc4106(gcm(aes))", 160),)
-    assert found[3].selector.source == "2001:db8::1/128" and found[3].replay_window == 100 and "esn" in found[3].flags
-    assert (found[5].mark, found[5].mask, found[6].if_id) == (0x1234, 0xFFFF, 0x77)
+    states = {state.spi: state for state in ipsec.XfrmData(Kernel(states=golden("states"))).states_data() if state.spi}
+    assert states[1].algorithms == (("auth", "hmac(sha256)", 256), ("enc", "cbc(aes)", 128))
+    assert (states[1].protocol, states[1].mode, states[1].reqid, states[1].replay_window) == (
+        "esp", "tunnel", 16385, 32)
+    assert states[2].encapsulation == "espinudp" and states[2].algorithms == (("aead", "rfc4106(gcm(aes))", 160),)
+    assert (states[3].selector.source == "2001:db8::1/128" and states[3].replay_window == 100
+            and "esn" in states[3].flags)
+    assert (states[5].mark, states[5].mask, states[6].if_id) == (0x1234, 0xFFFF, 0x77)
 
 
 def counted(make: Callable[[ipsec.Host], Iterator[str]], host: Kernel) -> int:

@@ -158,12 +158,12 @@ def database(path: Path, mark: str) -> None:
 
 
 def marks(path: Path) -> set[str]:
-    found = {(path / "pkcs11.txt").read_text()}
+    contents = {(path / "pkcs11.txt").read_text()}
     for file, table in (("cert9.db", "nssPublic"), ("key4.db", "nssPrivate")):
         base = sqlite3.connect(path / file)
-        found.update(row[0] for row in base.execute(f"SELECT a3 FROM {table}"))
+        contents.update(row[0] for row in base.execute(f"SELECT a3 FROM {table}"))
         base.close()
-    return found
+    return contents
 
 
 @pytest.mark.parametrize("done", [0, 1, 2, 3])
@@ -626,13 +626,13 @@ def test_a_file_is_corrupt_only_if_nss_says_so(message: str, code: str, status: 
     assert ("corrupt" in failure.message) == (status == 12)
 
 
-@pytest.mark.parametrize(("size", "status", "said"), [
+@pytest.mark.parametrize(("size", "status", "message"), [
     ("3192", 1, "not a multiple of 16"), ("2048", 2, "not a valid RSA key size"), ("x", 2, "not a valid RSA key size"),
     pytest.param("1" * 5000, 2, "not a valid RSA key size", id="5000 digits")])
-def test_sizes_of_rsa_keys(size: str, status: int, said: str) -> None:
+def test_sizes_of_rsa_keys(size: str, status: int, message: str) -> None:
     for words in (["newhostkey", "--bits", size], ["rsasigkey", size]):
         entry = ipsec.COMMANDS[words[0]]
-        with pytest.raises(Failure, match=said) as caught:
+        with pytest.raises(Failure, match=message) as caught:
             entry.function(Host({}), entry.parse(words[1:]))
         assert caught.value.status == status
 

@@ -54,13 +54,13 @@ def interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
 def request(words: list[str], host: Recorder) -> None:
     """Make the request that `ip WORDS` makes."""
     routing = ipsec.Routing(host)
-    kind, action, *rest = words
-    values = dict(zip(rest[1::2], rest[2::2])) if kind == "addr" else dict(zip(rest[::2], rest[1::2]))
+    kind, action, *args = words
+    values = dict(zip(args[1::2], args[2::2])) if kind == "addr" else dict(zip(args[::2], args[1::2]))
     if kind == "route":
-        routing.route(action, rest[0], rest[1:])
+        routing.route(action, args[0], args[1:])
     elif kind == "addr":
         scope = values.get("scope", "0")
-        routing.address(action == "add", rest[0], values["dev"], 0 if scope == "global" else int(scope))
+        routing.address(action == "add", args[0], values["dev"], 0 if scope == "global" else int(scope))
     elif kind == "neigh":
         routing.proxy(action == "add", values["proxy"], values["dev"])
     elif kind == "rule":

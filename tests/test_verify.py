@@ -35,7 +35,7 @@ from ipsec import (
 from .ground.machine import alive, wait_for
 
 
-@pytest.mark.parametrize(("pluto", "kernel", "policy", "found"), [
+@pytest.mark.parametrize(("pluto", "kernel", "policy", "expected"), [
     ({"fips mode": "disabled;"}, "0", "", []),
     ({"fips mode": "enabled;"}, "1", "FIPS", []),
     ({"fips mode": "disabled;"}, "1", "FIPS", ["MISMATCH"]),
@@ -43,7 +43,7 @@ from .ground.machine import alive, wait_for
     ({}, "1", "DEFAULT", ["MISMATCH"]),
 ])
 def test_fips_mode_of_kernel_policy_and_pluto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pluto: dict[str, str],
-                                              kernel: str, policy: str, found: list[str]) -> None:
+                                              kernel: str, policy: str, expected: list[str]) -> None:
     host = Host(conf=str(tmp_path / "ipsec.conf"))
     values = {"/proc/sys/crypto/fips_enabled": kernel, "/etc/crypto-policies/config": policy}
     monkeypatch.setattr(host, "value", lambda name, default="": values.get(name, default))
@@ -51,10 +51,10 @@ def test_fips_mode_of_kernel_policy_and_pluto(tmp_path: Path, monkeypatch: pytes
     facts.pid = 1
     monkeypatch.setattr(facts, "status", lambda: [f"{name}={value}" for name, value in pluto.items()])
     troubles: list[Trouble] = list(CHECKS["fips"].function(facts))
-    assert [word for _, word, _, _ in troubles] == found
+    assert [word for _, word, _, _ in troubles] == expected
 
 
-@pytest.mark.parametrize("version, text, lacks, found", [
+@pytest.mark.parametrize("version, text, lacks, expected", [
     ("4.10", "ikev2=no", "hmac(sha1)", "FAIL"), ("5.2", "ikev2=off", "hmac(sha1)", "WARN"),
     ("4.10", "ikev2=no", "rfc4106(gcm(aes))", None), ("5.2", "keyexchange=ikev2", "hmac(sha1)", None),
     ("5.2", "keyexchange=ikev1", "hmac(sha1)", "WARN"), ("4.10", "pfs=yes", "rfc4106(gcm(aes))", "WARN"),
@@ -68,7 +68,7 @@ def test_fips_mode_of_kernel_policy_and_pluto(tmp_path: Path, monkeypatch: pytes
 ])
 def test_the_algorithms_are_those_that_libreswan_proposes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                           version: str, text: str, lacks: str,
-                                                          found: str | None) -> None:
+                                                          expected: str | None) -> None:
     """IKEv1 and AH have proposals of their own, and some algorithms have several spellings (algparse)."""
     host = Host({}, conf=str(tmp_path / "ipsec.conf"))
     host.version = version
@@ -77,7 +77,7 @@ def test_the_algorithms_are_those_that_libreswan_proposes(tmp_path: Path, monkey
     monkeypatch.setattr(facts, "crypto", lambda: {name for _, name, _, _ in ipsec.KERNEL_ALGORITHMS if name != lacks})
     monkeypatch.setattr(facts, "kernel_has", lambda option, module: False)
     levels = [level for level, _, _, _ in CHECKS["algorithms"].function(facts)]
-    assert levels == ([found] if found else [])
+    assert levels == ([expected] if expected else [])
 
 
 @pytest.mark.parametrize("version, text, needed", [
@@ -148,20 +148,20 @@ def test_a_program_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytes
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), "addconn")
     facts.close()
     assert not alive(int((tmp_path / "pid").read_text())) and not host.children
-    (found,) = findings(host, 0.1, ("config",))
-    assert (found.level, found.why) == ("SKIP", "the installed addconn --checkconfig did not end within 0.1 s")
+    (finding,) = findings(host, 0.1, ("config",))
+    assert (finding.level, finding.why) == ("SKIP", "the installed addconn --checkconfig did not end within 0.1 s")
     addconn.write_text("no program")
-    (found,) = findings(host, 60.0, ("config",))
-    assert (found.level, found.why) == ("SKIP", f"{addconn}: Exec format error")
+    (finding,) = findings(host, 60.0, ("config",))
+    assert (finding.level, finding.why) == ("SKIP", f"{addconn}: Exec format error")
 
 
 def test_what_mends_a_mounted_disk_is_done_on_it(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/ipsec.conf").write_text("config setup\n\tauto=banana\n")
-    found = {one.check: one for one in findings(Host({}, root=str(tmp_path)), 1.0, ("config", "nss"))}
-    assert found["config"].mend == f"chroot {tmp_path} vi +2 /etc/ipsec.conf"
-    assert found["nss"].mend == (f"chroot {tmp_path} sh -c 'mkdir -p -m 700 /var/lib/ipsec/nss && ipsec initnss "
-                                 "--nssdir /var/lib/ipsec/nss'")
+    by_check = {one.check: one for one in findings(Host({}, root=str(tmp_path)), 1.0, ("config", "nss"))}
+    assert by_check["config"].mend == f"chroot {tmp_path} vi +2 /etc/ipsec.conf"
+    assert by_check["nss"].mend == (f"chroot {tmp_path} sh -c 'mkdir -p -m 700 /var/lib/ipsec/nss && ipsec initnss "
+                                    "--nssdir /var/lib/ipsec/nss'")
 
 
 @pytest.mark.parametrize(("files", "commands"), [
@@ -177,9 +177,9 @@ def test_an_old_database_is_converted_before_it_is_moved(tmp_path: Path, files: 
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
-    (found,) = findings(Host({}, root=str(tmp_path)), 1.0, ("nss",))
+    (finding,) = findings(Host({}, root=str(tmp_path)), 1.0, ("nss",))
     steps = ["mkdir -p -m 700 /var/lib/ipsec/nss", *(f"ipsec {command}" for command in commands)]
-    assert found.mend == f"chroot {tmp_path} sh -c '{' && '.join(steps)}'"
+    assert finding.mend == f"chroot {tmp_path} sh -c '{' && '.join(steps)}'"
 
 
 def test_an_old_database_that_only_root_can_see_is_not_hidden_by_a_new_one(
@@ -190,9 +190,9 @@ def test_an_old_database_that_only_root_can_see_is_not_hidden_by_a_new_one(
         raise PermissionError(13, "Permission denied", name)
 
     monkeypatch.setattr(Host, "listdir", listdir)
-    (found,) = findings(Host({}, root=str(tmp_path)), 1.0, ("nss",))
-    assert (found.level, found.word) == ("FAIL", "MISSING")
-    assert found.mend.endswith("&& ipsec checknss --nssdir /var/lib/ipsec/nss'")
+    (finding,) = findings(Host({}, root=str(tmp_path)), 1.0, ("nss",))
+    assert (finding.level, finding.word) == ("FAIL", "MISSING")
+    assert finding.mend.endswith("&& ipsec checknss --nssdir /var/lib/ipsec/nss'")
 
 
 @pytest.mark.parametrize(("ids", "taken"), [
@@ -300,18 +300,18 @@ def test_a_connection_that_should_be_up_and_is_not(tmp_path: Path, monkeypatch: 
     assert why.startswith("conn two should be up, but lacks the IPsec SA of some of its networks; ")
 
 
-@pytest.mark.parametrize("said", [
+@pytest.mark.parametrize("complaint", [
     "cannot load config '{}': {}:2: syntax error [nat_traversal]",
     "FATAL ERROR: ipsec addconn: {}:2: unrecognized keyword 'nat_traversal'",
     "ERROR: {}: 2: keyword nat_traversal, invalid value: hunter22",
 ])
 def test_of_what_addconn_refuses_place_and_keyword_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                            said: str) -> None:
+                                                            complaint: str) -> None:
     """In the words of 4.3, 5.2 and 4.10; nothing else, as the rest may be a secret."""
     file = tmp_path / "ipsec.conf"
     file.write_text("config setup\n")
     facts = Facts(Host({}, conf=str(file)), 1.0)
-    monkeypatch.setattr(facts, "addconn_answer", lambda: (True, ["a warning", said.format(file, file)]))
+    monkeypatch.setattr(facts, "addconn_answer", lambda: (True, ["a warning", complaint.format(file, file)]))
     (trouble,) = CHECKS["config"].function(facts)
     assert trouble[2] == f"{file}:2: the installed addconn refuses nat_traversal, see ipsec addconn --checkconfig"
     assert trouble[3] == f"vi +2 {file}"
@@ -381,18 +381,18 @@ connection authby= value is unknown
 duplicate key 'left' in conn d while processing def d"""
 
 
-@pytest.mark.parametrize(("said", "owners"), [
+@pytest.mark.parametrize(("output", "owners"), [
     (BLOCKS, ["a", "b", "c", "d"]),
     ("ipsec addconn: connection authby= value is unknown\n" * 2, ["b"]),
     ("ERROR: ipsec addconn: bad leftprotoport=foo/1 [first digit invalid]", ["d"]),
     ("ipsec addconn: something is odd", [""]),
 ])
-def test_a_complaint_of_addconn_belongs_to_a_connection(said: str, owners: list[str]) -> None:
+def test_a_complaint_of_addconn_belongs_to_a_connection(output: str, owners: list[str]) -> None:
     """In the words of 4.3 and 4.10, which repeat all complaints, and of 5.2, which names no connection."""
     config = ipsec.Config(Host({}), "/etc/ipsec.conf",
                           "conn a\n\tleftsubnet=10.1.0.1\n\tauthby=secret,rsa-sha2_512\nconn b\n\tauthby=psk\n"
                           "conn c\n\tauthby=secret|null\nconn d\n\tleft=%any\n\tleftprotoport=foo/1\n")
-    complaints = ipsec.named_complaints(config, said.splitlines())
+    complaints = ipsec.named_complaints(config, output.splitlines())
     assert [conn.name if conn else "" for conn, _ in complaints] == owners
 
 
@@ -402,29 +402,30 @@ LISTS = '''"a": 10.1.0.0/16===192.0.2.1...192.0.2.2===10.9.0.0/24; unrouted; my_
 "a":   conn serial: $2;'''
 
 
-@pytest.mark.parametrize(("networks", "is_old", "found"), [
+@pytest.mark.parametrize(("networks", "is_old", "expected"), [
     ("10.1.0.0/16,10.2.0.0/16", True, []), ("10.2.0.0/16", True, ["DIFFERENT"]), ("10.2.0.0/16", False, ["CHANGED"])])
 def test_a_list_of_networks_is_compared_with_all_of_its_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                                 networks: str, is_old: bool, found: list[str]) -> None:
+                                                                 networks: str, is_old: bool,
+                                                                 expected: list[str]) -> None:
     """In the words of 5.2.  A file that is older than pluto has not changed: pluto reads it otherwise."""
     conf = (f"conn a\n\tleft=192.0.2.1\n\tleftsubnet={networks}\n\tright=192.0.2.2\n\trightsubnet=10.9.0.0/24\n"
             "\tauto=add\n")
     facts = facts_of(tmp_path, monkeypatch, conf, status=LISTS)
     monkeypatch.setattr(facts, "has_changed", lambda file: not is_old)
-    assert words(facts, "loaded") == found
+    assert words(facts, "loaded") == expected
 
 
-@pytest.mark.parametrize(("settings", "said", "reason"), [
+@pytest.mark.parametrize(("settings", "output", "reason"), [
     ("left=192.0.2.1", "", "the connection has no right="),
     ("auto=add", "", "the connection has no left= and no right="),
     ("left=192.0.2.1\n\tright=192.0.2.2\n\tauthby=psk", "ipsec addconn: connection authby= value is unknown",
      "the installed addconn refuses the connection: connection authby= value is unknown"),
     ("left=192.0.2.1\n\tright=192.0.2.2", "", "pluto refused the connection, or nobody asked pluto to load it"),
 ])
-def test_why_a_connection_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str, said: str,
+def test_why_a_connection_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str, output: str,
                                         reason: str) -> None:
     facts = facts_of(tmp_path, monkeypatch, f"conn a\n\tauto=add\n\t{settings}\n", status='"b": 1...2; unrouted')
-    monkeypatch.setattr(facts, "addconn_answer", lambda: (False, said.splitlines()))
+    monkeypatch.setattr(facts, "addconn_answer", lambda: (False, output.splitlines()))
     (trouble,) = CHECKS["loaded"].function(facts)
     assert trouble[2].endswith(f": {reason}")
 
@@ -534,7 +535,7 @@ def test_an_addconn_that_hangs_hides_no_connection_that_is_not_loaded(tmp_path: 
 CONN = "conn a\n\tleft=192.0.2.1\n\tright={right}\n\tauthby=secret\n\tauto=add\n"
 
 
-@pytest.mark.parametrize(("right", "secrets", "found"), [
+@pytest.mark.parametrize(("right", "secrets", "expected"), [
     ("192.0.2.2", '192.0.2.1 192.0.2.2 : PSK "k1k2k3k4"', []),
     ("192.0.2.2", '192.0.2.1 192.0.2.3 : PSK "k1k2k3k4"', ["NO SECRET"]),
     ("192.0.2.2", '192.0.2.0/24 : PSK "k1k2k3k4"', ["FOR ANYBODY"]),
@@ -561,9 +562,9 @@ CONN = "conn a\n\tleft=192.0.2.1\n\tright={right}\n\tauthby=secret\n\tauto=add\n
     ("192.0.2.2", '192.0.2.1 : PSK "k1"\n192.0.2.0/24 : XAUTH "k2"', ["FOR ANYBODY"]),
     ("192.0.2.2", 'alice : XAUTH "k1"', ["UNKNOWN", "NO SECRET"]),
 ])
-def test_psk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: str, secrets: str, found: list[str]) -> None:
+def test_psk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: str, secrets: str, expected: list[str]) -> None:
     facts = facts_of(tmp_path, monkeypatch, CONN.format(right=right), secrets)
-    assert words(facts, "psk") == found
+    assert words(facts, "psk") == expected
 
 
 def test_an_id_that_may_be_a_secret_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -608,15 +609,15 @@ def test_one_bad_entry_of_virtual_private_drops_all(tmp_path: Path, monkeypatch:
 
 def test_pluto_decides_on_virtual_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf = "config setup\n\tvirtual-private=%v4:10/8\n" + CONN.format(right="%any")
-    for status, found in (("pluto_version=5.2, x=y\n- allowed subnet: 10.0.0.0/8", []),
-                          ("pluto_version=5.2, x=y\nvirtual-private (%priv):", ["NONE LOADED"])):
+    for status, expected in (("pluto_version=5.2, x=y\n- allowed subnet: 10.0.0.0/8", []),
+                             ("pluto_version=5.2, x=y\nvirtual-private (%priv):", ["NONE LOADED"])):
         facts = facts_of(tmp_path, monkeypatch, conf, status=status)
         (tmp_path / "pluto.pid").write_text("1")
         os.utime(tmp_path / "ipsec.conf", (0, 0))  # older than pluto's start
-        assert words(facts, "virtual_private") == found
+        assert words(facts, "virtual_private") == expected
 
 
-@pytest.mark.parametrize(("second", "found"), [
+@pytest.mark.parametrize(("second", "expected"), [
     ("conn b\n\talso=x\n\tright=192.0.2.3\n", ["OVERLAP"]), ("conn b\n\talso=x\n\tright=192.0.2.2\n", []),
     ("conn b\n\talso=x\n\tright=192.0.2.3\n\toverlapip=yes\n", []),
     ("conn b\n\talso=x\n\tright=192.0.2.3\n\tmark=5\n", []),
@@ -629,12 +630,12 @@ def test_pluto_decides_on_virtual_private(tmp_path: Path, monkeypatch: pytest.Mo
     ("conn a\n\talso=x\n\tright=192.0.2.2\n", ["TWICE"]),
     ("conn b\n\talso=x\n\tright=192.0.2.3\n\tauto=ignore\n", []),
 ])
-def test_overlaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, found: list[str]) -> None:
+def test_overlaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, expected: list[str]) -> None:
     conf = ("conn x\n\tleft=192.0.2.1\n\tleftsubnet=10.1.0.0/24\n\trightsubnet=10.2.0.0/24\n"
             f"conn a\n\talso=x\n\tright=192.0.2.2\n\tauto=add\n{second}")
     if not second.endswith("auto=ignore\n"):
         conf += "\tauto=add\n"
-    assert words(facts_of(tmp_path, monkeypatch, conf), "overlap") == found
+    assert words(facts_of(tmp_path, monkeypatch, conf), "overlap") == expected
 
 
 def stub_certificates(monkeypatch: pytest.MonkeyPatch, *rows: tuple[str, str, str, int, int, bool, bool]) -> None:
@@ -653,7 +654,7 @@ GATE = ("gw", "CN=gw", "CN=ca", -10, 300, False, True)
 AUTHORITY = ("ca", "CN=ca", "CN=ca", -10, 3000, True, False)
 
 
-@pytest.mark.parametrize(("kind", "lines", "found"), [
+@pytest.mark.parametrize(("kind", "lines", "expected"), [
     ("RSA", "", []), ("ECDSA", "", ["KEY TYPE"]), ("ECDSA", "authby=rsasig,ecdsa", ["KEY TYPE"]),
     ("ECDSA", "authby=ecdsa", []), ("RSA", "authby=ecdsa-sha2_256", ["KEY TYPE"]), ("RSA", "authby=rsa-sha2", []),
     ("ECDSA", "leftauth=ecdsa", []), ("ECDSA", "authby=null", []), ("", "authby=ecdsa", []),
@@ -664,17 +665,17 @@ AUTHORITY = ("ca", "CN=ca", "CN=ca", -10, 3000, True, False)
     ("RSA", "leftid=host.without.at", []), ("RSA", "leftid=@x\n\tauthby=null", []),
 ])
 def test_the_certificate_of_this_end_fits_authby_and_its_id(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, lines: str, found: list[str]) -> None:
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, lines: str, expected: list[str]) -> None:
     stub_certificates(monkeypatch, GATE, AUTHORITY)
     names = ["@gw.example.org", "@*.lab", "192.0.2.1", "2001:db8::1", "a@example.org"]
     monkeypatch.setattr(ipsec, "key_and_names", lambda der: (kind, names))
     conf = f"conn x\n\tauto=add\n\tright=192.0.2.2\n\tleft=192.0.2.1\n\tleftcert=gw\n\t{lines}\n"
     facts = facts_of(tmp_path, monkeypatch, conf)
     monkeypatch.setattr(Facts, "sides", {"x": "left"})
-    assert words(facts, "certificates") == found
+    assert words(facts, "certificates") == expected
 
 
-@pytest.mark.parametrize(("name", "rows", "found"), [
+@pytest.mark.parametrize(("name", "rows", "expected"), [
     ("gw", [GATE, AUTHORITY], []), ("nosuch", [AUTHORITY], ["MISSING"]), ("gw", [GATE], ["NO CA"]),
     ("gw", [("gw", "CN=gw", "CN=ca", -10, -1, False, True), AUTHORITY], ["EXPIRED"]),
     ("gw", [("gw", "CN=gw", "CN=ca", 1, 300, False, True), AUTHORITY], ["NOT YET VALID"]),
@@ -694,11 +695,11 @@ def test_the_certificate_of_this_end_fits_authby_and_its_id(
     ("NSS Certificate DB:gw", [GATE, AUTHORITY], []), ("smartcard:gw", [GATE, AUTHORITY], ["UNKNOWN"]),
 ])
 def test_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str,
-                      rows: list[tuple[str, str, str, int, int, bool, bool]], found: list[str]) -> None:
+                      rows: list[tuple[str, str, str, int, int, bool, bool]], expected: list[str]) -> None:
     conf = CONN.format(right="192.0.2.2") + f'\tleftcert="{name}"\n'
     facts = facts_of(tmp_path, monkeypatch, conf)
     stub_certificates(monkeypatch, *rows)
-    assert words(facts, "certificates") == found
+    assert words(facts, "certificates") == expected
 
 
 def test_the_name_for_a_nickname_with_a_colon_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -780,17 +781,17 @@ def test_without_a_configuration_nothing_is_ok(tmp_path: Path, monkeypatch: pyte
         assert caught.value.cause == "configuration", check
 
 
-@pytest.mark.parametrize(("text", "mode", "found"), [
+@pytest.mark.parametrize(("text", "mode", "expected"), [
     ("# only a comment\ninclude /etc/ipsec.d/*.secrets\n", 0o644, []), ("", 0o644, []),
     ('@a : PSK "k1k2k3k4"\n', 0o644, ["OPEN"]), ("# comment\n", 0o666, ["OPEN"]), ('@a : PSK "x"\n', 0o600, []),
 ])
 def test_who_can_read_the_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, mode: int,
-                                  found: list[str]) -> None:
+                                  expected: list[str]) -> None:
     facts = facts_of(tmp_path, monkeypatch, "config setup\n", text)
     monkeypatch.setattr(Host, "superuser", False)
     (tmp_path / "ipsec.secrets").chmod(mode)
     (tmp_path / "ipsec.conf").chmod(0o644)
-    assert words(facts, "secret_modes") == found
+    assert words(facts, "secret_modes") == expected
 
 
 @pytest.mark.parametrize(("net", "behind"), [
@@ -800,19 +801,21 @@ def test_a_network_in_this_host_is_not_forwarded(net: str, behind: bool) -> None
 
 
 def test_one_cause_is_one_line() -> None:
-    found = [Finding("installed", "Installed"), Finding("pluto", "Pluto", "FAIL", "FAILED", "no pluto", "ipsec start"),
-             *(Finding(name, name, "SKIP", "UNKNOWN", "no pluto", "", "pluto") for name in ("udp500", "loaded")),
-             Finding("psk", "PSK", "SKIP", "UNKNOWN", "denied", "sudo ipsec verify psk", "root"),
-             Finding("esp", "ESP", "SKIP", "UNKNOWN", "nothing tells", "modprobe esp4"),
-             Finding("mtu", "MTU", "WARN", "SMALL", "too small", "ip link")]
-    lines = list(verify_lines(found))
+    all_findings = [
+        Finding("installed", "Installed"), Finding("pluto", "Pluto", "FAIL", "FAILED", "no pluto", "ipsec start"),
+        *(Finding(name, name, "SKIP", "UNKNOWN", "no pluto", "", "pluto") for name in ("udp500", "loaded")),
+        Finding("psk", "PSK", "SKIP", "UNKNOWN", "denied", "sudo ipsec verify psk", "root"),
+        Finding("esp", "ESP", "SKIP", "UNKNOWN", "nothing tells", "modprobe esp4"),
+        Finding("mtu", "MTU", "WARN", "SMALL", "too small", "ip link")]
+    lines = list(verify_lines(all_findings))
     assert lines[1:] == [
         f"{'Installed':<50}\t[OK]", f"{'Pluto':<50}\tFAIL [FAILED]", "  no pluto; fix: ipsec start",
         f"{'ESP':<50}\tSKIP [UNKNOWN]", "  not checked: nothing tells; fix: modprobe esp4",
         f"{'MTU':<50}\tWARN [SMALL]", "  too small; fix: ip link", "",
         "2 more checks need pluto (udp500, loaded)", "1 check needs root: sudo ipsec verify (psk)",
         "1 failed, 1 warning, 4 not checked, 1 ok"]
-    assert list(verify_lines(found[4:5], is_whole=False))[-2] == "1 check needs root: sudo ipsec verify psk (psk)"
+    assert list(verify_lines(all_findings[4:5], is_whole=False))[-2] == (
+        "1 check needs root: sudo ipsec verify psk (psk)")
     assert list(verify_lines([], ["xfrm", "esp"]))[-2:] == [
         "2 checks need the running system, and can't run under --root (xfrm, esp)",
         "0 failed, 0 warnings, 2 not checked, 0 ok"]
@@ -866,7 +869,7 @@ def test_a_pluto_whose_process_is_not_visible_is_unknown(tmp_path: Path, monkeyp
     assert (finding.level, finding.cause) == ("SKIP", "root")
 
 
-@pytest.mark.parametrize(("sysctls", "found"), [
+@pytest.mark.parametrize(("sysctls", "expected"), [
     ({"all/forwarding": "1", "eth0/forwarding": "0", "eth1/forwarding": "0"}, []),
     ({"all/forwarding": "0", "eth0/forwarding": "1", "eth1/forwarding": "1"}, ["FAIL forwarding is off"]),
     ({"all/forwarding": "0", "eth0/force_forwarding": "1", "eth1/force_forwarding": "1"}, []),
@@ -875,7 +878,7 @@ def test_a_pluto_whose_process_is_not_visible_is_unknown(tmp_path: Path, monkeyp
     ({"eth0/forwarding": "1", "eth1/forwarding": "1"}, ["SKIP"]),
 ])
 def test_ipv6_is_forwarded_as_the_sysctl_of_all_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                     sysctls: dict[str, str], found: list[str]) -> None:
+                                                     sysctls: dict[str, str], expected: list[str]) -> None:
     """Seen with Linux 6.18: the values of the interfaces do not count, except force_forwarding."""
     for name, value in sysctls.items():
         file = tmp_path / "proc/sys/net/ipv6/conf" / name
@@ -887,7 +890,7 @@ def test_ipv6_is_forwarded_as_the_sysctl_of_all_says(tmp_path: Path, monkeypatch
     troubles: list[Trouble] = list(ipsec.forwarding_troubles(
         facts, [tunnel], "ipv6", "net.ipv6.conf.all.forwarding"))  # type: ignore[list-item]
     texts = [f"{level} {why.partition(', but ')[2]}".strip() for level, _, why, _ in troubles]
-    assert texts == found
+    assert texts == expected
     assert {fix for level, _, _, fix in troubles if level == "FAIL"} <= {"sysctl -w net.ipv6.conf.all.forwarding=1"}
 
 
@@ -907,7 +910,7 @@ def test_a_ckaid_is_compared_as_pluto_compares_it(value: str, known: bool) -> No
     assert ipsec.has_private_key([key], [], "leftckaid", value) is known
 
 
-@pytest.mark.parametrize(("sockets", "found"), [
+@pytest.mark.parametrize(("sockets", "expected"), [
     ([("192.0.2.1", True), ("127.0.0.1", True)], []),
     ([("::1", True)], []),
     ([("192.0.2.1", True), ("192.0.2.2", False)], []),
@@ -916,14 +919,14 @@ def test_a_ckaid_is_compared_as_pluto_compares_it(value: str, known: bool) -> No
     ([], ["pluto has no socket for peers on port 4500"]),
 ])
 def test_pluto_listens_for_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sockets: list[tuple[str, bool]],
-                                 found: list[str]) -> None:
+                                 expected: list[str]) -> None:
     """If another program has bound port 4500 of 0.0.0.0, pluto 4.10 and 5.2 still bind ::1."""
     facts = Facts(Host({}, conf=str(tmp_path / "ipsec.conf")), 1.0)
     facts.pid = 1
     monkeypatch.setattr(facts, "sockets", lambda: [(ipsec.Socket("udp", address, 4500, 1), own)
                                                    for address, own in sockets])
     monkeypatch.setattr(facts, "pluto_setting", lambda name: "5.2")
-    assert [why for _, _, why, _ in ipsec.port_troubles(facts, 4500)] == found
+    assert [why for _, _, why, _ in ipsec.port_troubles(facts, 4500)] == expected
 
 
 # --- a system in a directory: all checks are OK, and then one source after another is taken away ---
@@ -1013,11 +1016,11 @@ class System:
                 (self.root / f"proc/{PLUTO_PID}/fd/{number}").symlink_to(f"socket:[{inode}]")
             (self.root / f"proc/{PLUTO_PID}/exe").symlink_to(self.root / "usr/libexec/ipsec/pluto")
         self._patch()
-        found: dict[str, set[str]] = {}
+        levels: dict[str, set[str]] = {}
         for finding in findings(Host({}, root=str(self.root)), 1.0):
-            found.setdefault(finding.check, set()).add(finding.level)
-        assert list(found) == list(CHECKS)
-        return found
+            levels.setdefault(finding.check, set()).add(finding.level)
+        assert list(levels) == list(CHECKS)
+        return levels
 
     def _patch(self) -> None:
         def patch(name: str, value: object) -> None:
@@ -1186,5 +1189,5 @@ def test_nothing_is_ok_without_what_it_depends_on(system: System, source: str) -
     """A check whose source is missing, unreadable, unknown or empty is SKIP (or FAIL, if that is the fault)."""
     take_away, dependent = SOURCES[source]
     take_away(system)
-    found = system.levels()
-    assert {check for check in dependent if "OK" in found[check]} == set()
+    levels = system.levels()
+    assert {check for check in dependent if "OK" in levels[check]} == set()

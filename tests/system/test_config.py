@@ -272,13 +272,13 @@ REFUSED = [
 def test_ours_takes_for_a_secret_what_pluto_loads(gateway: Machine, pluto: Callable[..., Pluto], release: str) -> None:
     """What pluto says of each entry, ours says too; both its words and the file come out without the secret."""
     daemon = pluto(gateway)
-    said, wrong = "", []
+    replies, wrong = "", []
     cases = [(entry, True) for entry in (*LOADED, *(LOADED_LATELY if release != "bullseye" else ()))]
     for entry, loads in [*cases, *((entry, False) for entry in REFUSED)]:
         text = entry.format(*[CANARY] * 9, hex=FORMS[1], base64=FORMS[2]) + "\n"
         gateway.write("/etc/ipsec.secrets", text, 0o600)
         answer = gateway.run(["ipsec", "whack", "--rereadsecrets"]).stdout
-        said += answer
+        replies += answer
         complaint = re.search(r'^(\d+ )?"/etc/ipsec.secrets" line \d+:|unterminated|expected', answer, re.MULTILINE)
         assert daemon.running and "loading secrets" in answer, entry
         if (complaint is None) != loads:
@@ -290,9 +290,9 @@ def test_ours_takes_for_a_secret_what_pluto_loads(gateway: Machine, pluto: Calla
         if any(form in shown for form in FORMS):
             wrong.append(("shown", entry, shown))
     assert not wrong
-    masked = gateway.ipsec("_keycensor", input=said + daemon.output).check().stdout
-    assert CANARY in said and not any(form in masked for form in FORMS)
-    assert masked.count("\n") == (said + daemon.output).count("\n")
+    masked = gateway.ipsec("_keycensor", input=replies + daemon.output).check().stdout
+    assert CANARY in replies and not any(form in masked for form in FORMS)
+    assert masked.count("\n") == (replies + daemon.output).count("\n")
 
 
 def test_plutos_own_words_stay_as_they_are(gateway: Machine, pluto: Callable[..., Pluto]) -> None:

@@ -19,10 +19,11 @@ def test_every_command(gateway: Machine) -> None:
     assert {"pluto", "whack", "addconn"} <= libreswans
     for name in NAMES:
         result = gateway.ipsec(name, "--help")
-        said = result.stdout + result.stderr
-        assert "unknown IPsec command" not in said and "internal error" not in said, (name, said)
-        if f"Usage: ipsec {name}" in said or f"Also written: {name}" in said or f", {name}" in said:
-            assert result.status == 0, (name, said)
+        output = result.stdout + result.stderr
+        assert "unknown IPsec command" not in output and "internal error" not in output, (name, output)
+        if f"Usage: ipsec {name}" in output or f"Also written: {name}" in output or f", {name}" in output:
+            assert result.status == 0, (name, output)
         elif name not in libreswans:
-            assert result.status == 1 and len(said.splitlines()) == 1 and said.startswith(f"ipsec {name}: is "), said
+            assert (result.status == 1 and len(output.splitlines()) == 1
+                    and output.startswith(f"ipsec {name}: is ")), output
     assert gateway.ipsec("frobnicate").stderr.startswith('ipsec: unknown IPsec command "frobnicate"')

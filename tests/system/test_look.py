@@ -113,7 +113,7 @@ def test_what_could_not_be_shown_is_told(bookworm: Machine) -> None:
     assert result.status == 1 and "policy" in result.stderr and "Operation not permitted" in result.stdout
 
 
-@pytest.mark.parametrize(("words", "status", "said"), [
+@pytest.mark.parametrize(("words", "status", "error"), [
     (["nosuch.invalid"], 1, "give an IP address"),
     (["--source", "10.1.0.1", "::1"], 1, "of different IP families"),
     (["--source", "10.1.0.1"], 2, "specifying a destination is required"),
@@ -127,9 +127,9 @@ def test_what_could_not_be_shown_is_told(bookworm: Machine) -> None:
     (["--destination-port", "-1", "192.0.2.9"], 2, "--destination-port must be a number from 0 to 65535, not -1"),
     (["--destination-port", "\u0663", "192.0.2.9"], 2, "--destination-port must be a number"),
 ])
-def test_what_show_is_asked_wrongly(bookworm: Machine, words: list[str], status: int, said: str) -> None:
+def test_what_show_is_asked_wrongly(bookworm: Machine, words: list[str], status: int, error: str) -> None:
     result = bookworm.ipsec("show", *words)
-    assert (result.status, result.stdout) == (status, "") and said in result.stderr and result.stderr.count("\n") == 1
+    assert (result.status, result.stdout) == (status, "") and error in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_show_names_the_networks_that_a_tunnel_serves(bookworm: Machine) -> None:

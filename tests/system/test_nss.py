@@ -475,7 +475,7 @@ def test_killed(fresh: Machine) -> None:
 @contextlib.contextmanager
 def watching(secret: str) -> Iterator[list[str]]:
     """Look for the secret in the arguments and environment of every process until the end of the block."""
-    found: list[str] = []
+    leaks: list[str] = []
     rounds = [0]
     stop = threading.Event()
 
@@ -485,13 +485,13 @@ def watching(secret: str) -> Iterator[list[str]]:
                 for kind in ("cmdline", "environ"):
                     with contextlib.suppress(OSError):
                         if secret.encode() in (process / kind).read_bytes():
-                            found.append(str(process / kind))
+                            leaks.append(str(process / kind))
             rounds[0] += 1
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield found
+        yield leaks
     finally:
         stop.set()
         thread.join()
@@ -502,15 +502,15 @@ def test_password_is_nowhere(fresh: Machine) -> None:
     fresh.write("/etc/ipsec.d/nsspassword", f"NSS Certificate DB:{CANARY}\n", 0o600)
     fresh.write("/pki/db", f"{CANARY}\n", 0o600)
     p12 = pkcs12(fresh, CANARY)
-    told = []
-    with watching(CANARY) as found:
+    outputs = []
+    with watching(CANARY) as leaks:
         for words in (["initnss", "--password-file", "/pki/db"], ["checknss", "--settrusts"], ["newhostkey"],
                       ["import", "--password-file", "/pki/password", p12], ["certutil", "-K"], ["nsslist"],
                       ["newhostkey", "--keytype", "ecdsa"]):
             result = fresh.ipsec(*words).check()
-            told.append(result.stdout + result.stderr)
-    assert found == []
-    assert CANARY not in "".join(told)
+            outputs.append(result.stdout + result.stderr)
+    assert leaks == []
+    assert CANARY not in "".join(outputs)
     searched = fresh.run(["grep", "-rlF", CANARY, "/tmp", "/var/tmp", "/run", "/var/lib/ipsec", "/etc", "/root"]).stdout
     assert searched.split() == ["/etc/ipsec.d/nsspassword"]
 

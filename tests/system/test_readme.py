@@ -204,11 +204,11 @@ def test_a_container(root: Callable[..., Machine]) -> None:
     limited = ["/usr/bin/setpriv", "--inh-caps=-all", f"--bounding-set={bounds}", "/usr/local/sbin/ipsec", *entry[1:]]
     container = root("bookworm", init=limited, environment={"PATH": "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"})
     for line in lines:
-        word, _, rest = line.partition(" ")
+        word, _, arguments = line.partition(" ")
         if word == "COPY":
-            container.run(["cp", PYZ, rest.split()[1]]).check()
+            container.run(["cp", PYZ, arguments.split()[1]]).check()
         elif word == "RUN" and line != packages:
-            container.run(["sh", "-c", rest]).check()
+            container.run(["sh", "-c", arguments]).check()
     container.write("/etc/ipsec.conf", "config setup\n\nconn c\n\tleft=127.0.0.1\n\tright=127.0.0.2\n\tauto=add\n")
     container.run(["mount", "--bind", "-o", "ro", "/proc/sys", "/proc/sys"]).check()
     container.boot()

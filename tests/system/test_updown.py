@@ -225,15 +225,15 @@ class Lines(list):  # type: ignore[type-arg]
 
 def results(output: Result) -> dict[str, Lines]:
     """What each case left."""
-    found: dict[str, Lines] = {}
+    by_case: dict[str, Lines] = {}
     for line in output.stdout.splitlines():
         if line.startswith("##### "):
-            found[line[6:]] = lines = Lines()
+            by_case[line[6:]] = lines = Lines()
         elif line.startswith("said: "):
             lines.said.append(line[6:])
         else:
             lines.append(line.rstrip())
-    return found
+    return by_case
 
 
 def run(machine: Machine, cases: Sequence[Case], updown: Sequence[str], state: str) -> dict[str, Lines]:
@@ -278,16 +278,16 @@ def compare(cases: Sequence[Case], theirs: Callable[[Sequence[Case]], dict[str, 
 def differences(theirs: Mapping[str, Lines], ours: Mapping[str, Lines]) -> list[str]:
     """For each case that differs, its name, the lines that only one of the two has, and what ours said."""
     assert list(theirs) == list(ours)
-    found = []
+    reports = []
     for name, lines in ours.items():
         better = BETTER.get(name, set())
         assert better <= set(lines)
         expected = undone(name, theirs[name])
         assert name not in CLIENTS or undone(name, lines) == list(lines), lines
         if expected != [line for line in lines if line not in better]:
-            found.append(f"{name}: theirs {[line for line in expected if line not in lines]}\n"
-                         f"  ours {[line for line in lines if line not in theirs[name]]}\n  it said {lines.said}")
-    return found
+            reports.append(f"{name}: theirs {[line for line in expected if line not in lines]}\n"
+                           f"  ours {[line for line in lines if line not in theirs[name]]}\n  it said {lines.said}")
+    return reports
 
 
 @pytest.mark.parametrize("release", ["bullseye", "bookworm"])

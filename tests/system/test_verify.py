@@ -502,12 +502,12 @@ def levels(result: Result) -> dict[str, str]:
 
     Checks that have nothing to check in a configuration are left out.
     """
-    found = json.loads(result.stdout)
-    assert result.status == sum(finding["level"] == "FAIL" for finding in found)
-    assert all(bool(finding["why"]) == (finding["level"] != "OK") for finding in found)
-    assert all(finding["mend"] for finding in found if finding["level"] in ("WARN", "FAIL"))
+    findings = json.loads(result.stdout)
+    assert result.status == sum(finding["level"] == "FAIL" for finding in findings)
+    assert all(bool(finding["why"]) == (finding["level"] != "OK") for finding in findings)
+    assert all(finding["mend"] for finding in findings if finding["level"] in ("WARN", "FAIL"))
     bad: dict[str, str] = {}
-    for finding in found:
+    for finding in findings:
         if finding["level"] != "OK" and finding["cause"] != "unused":
             bad[finding["check"]] = f"{bad.get(finding['check'], '')} {finding['level']}".strip()
     return bad
@@ -526,8 +526,8 @@ def saved_rules(machine: Machine) -> list[str]:
 
 def mend(machine: Machine, checks: Collection[str]) -> set[str]:
     """Do what verify says that mends these checks, by a shell; the checks for which that is for no person to do."""
-    found = json.loads(machine.ipsec("verify", "--json", "--timeout", "3", *checks).stdout)
-    bad = [finding for finding in found if finding["level"] in ("WARN", "FAIL")]
+    findings = json.loads(machine.ipsec("verify", "--json", "--timeout", "3", *checks).stdout)
+    bad = [finding for finding in findings if finding["level"] in ("WARN", "FAIL")]
     left = {finding["check"] for finding in bad
             if finding["mend"].startswith(FOR_PEOPLE) or "GATEWAY" in finding["mend"]}
     left |= {"pluto"} if left else set()  # it may not start before that is done
@@ -571,8 +571,8 @@ def test_healthy_hosts_have_no_findings(healthy: Pluto) -> None:
     before, loaded = healthy.machine.changes(), healthy.output.count("loading secrets")
     hung_up = healthy.output.count("Broken pipe")  # by who waited for it to be ready
     assert verify(healthy.machine) == kernel_lacks()
-    found = json.loads(healthy.machine.ipsec("verify", "--json").stdout)
-    assert {finding["check"] for finding in found if finding["cause"] == "unused"} == UNUSED
+    findings = json.loads(healthy.machine.ipsec("verify", "--json").stdout)
+    assert {finding["check"] for finding in findings if finding["cause"] == "unused"} == UNUSED
     lines = healthy.machine.ipsec("verify").stdout.splitlines()
     assert "Checking that pluto is running                    \t[OK]" in lines
     assert "\x1b" not in "".join(lines)
@@ -585,13 +585,13 @@ def test_healthy_hosts_have_no_findings(healthy: Pluto) -> None:
 def test_what_is_broken_is_found(bookworm: Machine, what: str) -> None:
     script, expected = BROKEN[what]
     bookworm.run(["sh", "-c", script]).check()
-    found = verify(bookworm)
+    bad_checks = verify(bookworm)
     if "leftcert" in script:  # where certificates count the clock does, which nothing may set here
-        assert found.pop("clock", "WARN") == "WARN"
+        assert bad_checks.pop("clock", "WARN") == "WARN"
     lacks = kernel_lacks()
     if "phase2=ah" in script:  # AH needs none of the ciphers
         lacks.pop("algorithms", None)
-    assert found == {**lacks, **expected}
+    assert bad_checks == {**lacks, **expected}
     mended = mend(bookworm, expected)
     assert not mended & verify(bookworm).keys()
 
@@ -684,18 +684,18 @@ def test_status_does_not_wrap(bookworm: Machine) -> None:
 
 def test_who_is_not_root_is_told_what_could_not_be_checked(bookworm: Machine) -> None:
     result = bookworm.ipsec("verify", "--json", user=65534)
-    found = {finding["check"]: finding for finding in json.loads(result.stdout)}
-    assert found["secrets"]["level"] == found["firewall"]["level"] == found["udp500"]["level"] == "SKIP"
-    assert found["secrets"]["mend"] == "sudo ipsec verify secrets"
-    assert {finding["cause"] for finding in found.values() if finding["level"] == "SKIP"} == {"root", "unused"}
+    by_check = {finding["check"]: finding for finding in json.loads(result.stdout)}
+    assert by_check["secrets"]["level"] == by_check["firewall"]["level"] == by_check["udp500"]["level"] == "SKIP"
+    assert by_check["secrets"]["mend"] == "sudo ipsec verify secrets"
+    assert {finding["cause"] for finding in by_check.values() if finding["level"] == "SKIP"} == {"root", "unused"}
     text = bookworm.ipsec("verify", user=65534).stdout
     assert "checks need root: sudo ipsec verify (" in text and text.count("sudo") == 1
     assert "1 check needs root: sudo ipsec verify secrets" in bookworm.ipsec("verify", "secrets", user=65534).stdout
     bookworm.run(["chmod", "600", "/etc/ipsec.conf"]).check()
     bookworm.run(["chmod", "700", "/var/lib/ipsec/nss"]).check()
     result = bookworm.ipsec("verify", "--json", user=65534)
-    found = {finding["check"]: finding for finding in json.loads(result.stdout)}
-    assert [found[name]["level"] for name in ("config", "nss", "pluto")] == ["SKIP"] * 3, result.stdout
+    by_check = {finding["check"]: finding for finding in json.loads(result.stdout)}
+    assert [by_check[name]["level"] for name in ("config", "nss", "pluto")] == ["SKIP"] * 3, result.stdout
 
 
 def test_a_mounted_disk(healthy: Pluto, root: Callable[..., Machine], tmp_path: Path) -> None:
@@ -771,14 +771,14 @@ def test_a_container_without_the_right(bookworm: Machine) -> None:
     result = bookworm.run([*drop, bookworm.python, str(PYZ), "verify"])
     assert "FAIL [NO RIGHT]" in result.stdout and "--cap-add NET_ADMIN" in result.stdout
     assert "reboot" not in result.stdout + result.stderr
-    found = json.loads(bookworm.run([*drop, bookworm.python, str(PYZ), "verify", "--json"]).stdout)
-    rights = {finding["check"] for finding in found if finding["cause"] == "rights"}
+    findings = json.loads(bookworm.run([*drop, bookworm.python, str(PYZ), "verify", "--json"]).stdout)
+    rights = {finding["check"] for finding in findings if finding["cause"] == "rights"}
     assert rights == {"firewall", "forward_rules", "nat"}
 
 
 def test_the_last_line_counts(bookworm: Machine) -> None:
-    found = json.loads(bookworm.ipsec("verify", "--json").stdout)
-    counts = {level: sum(finding["level"] == level for finding in found) for level in ("FAIL", "WARN", "SKIP", "OK")}
+    findings = json.loads(bookworm.ipsec("verify", "--json").stdout)
+    counts = {level: sum(finding["level"] == level for finding in findings) for level in ("FAIL", "WARN", "SKIP", "OK")}
     result = bookworm.ipsec("verify")
     assert result.stdout.splitlines()[-1] == (
         f"{counts['FAIL']} failed, {counts['WARN']} warning{'s' * (counts['WARN'] != 1)}, {counts['SKIP']} not "
