@@ -15573,12 +15573,13 @@ def dumped(text: str) -> str:
 
 # --- reports ------------------------------------------------------------------------------------------------
 #
-# Produces reports: sections, the threads and processes that produce sections, sinks for the output, and the
-# bodies that barf and look share.  A section with the flag `slow`, for example because it runs programs or
-# asks pluto, is produced in a thread that starts with the report.  A section with the flag `apart`, whose text
-# may be very long, is produced in a process.  Any other section is produced when its turn comes.  A thread or
-# process streams its text: section -> redaction -> pipe -> sink.  Such a section times out if the sink waits
-# for its text longer than a time limit.
+# This part produces reports.  It has the sections, the threads and processes that produce sections, sinks for
+# the output, and the bodies that barf and look share.  A section with the flag `slow`, for example because it
+# runs programs or asks pluto, is produced in a thread that starts with the report.  A section with the flag
+# `apart`, whose text may be very long, is produced in a process, because its redaction would keep all threads
+# waiting.  Other slow sections get no process, because a fork takes 5 to 20 ms, and a thread 0.5 ms.  Any
+# other section is produced when its turn comes.  A thread or process streams its text: section -> redaction
+# -> pipe -> sink.  Such a section times out if the sink waits for its text longer than a time limit.
 
 # How a section can end.  `absent` means that this host does not have the data that the section shows.
 OUTCOMES = ("ok", "absent", "denied", "failed", "timeout")
