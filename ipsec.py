@@ -11441,7 +11441,7 @@ class Routing:
         info = attributes(attributes(reply, IFINFOMSG_SIZE).get(IFLA_LINKINFO, b""))
         return flags, attributes(info.get(IFLA_INFO_DATA, b"")), text_name(info.get(IFLA_INFO_KIND))
 
-    def route(self, action: str, destination: str, words: Sequence[str]) -> None:
+    def change_route(self, action: str, destination: str, words: Sequence[str]) -> None:
         """Change a route: `ip route ACTION DESTINATION WORDS...`; `action` is add, replace, change or del."""
         target, bits = split_net(destination)
         family = address_family(destination)
@@ -11468,13 +11468,13 @@ class Routing:
             return RT_SCOPE_NOWHERE
         return RT_SCOPE_UNIVERSE if has_gateway else RT_SCOPE_LINK
 
-    def address(self, add: bool, address: str, device: str, scope: int = 0) -> None:
+    def change_address(self, add: bool, address: str, device: str, scope: int = 0) -> None:
         """Add or delete an address: `ip addr add|del ADDRESS/BITS dev DEVICE scope SCOPE`."""
         data, bits = split_net(address)
         body = pack_struct(IFADDRMSG_FORM, address_family(address), bits, 0, scope, self.index(device))
         self._change(add, RTM_NEWADDR, body + attribute(IFA_LOCAL, data) + attribute(IFA_ADDRESS, data))
 
-    def proxy(self, add: bool, address: str, device: str) -> None:
+    def change_proxy(self, add: bool, address: str, device: str) -> None:
         """Add or delete an entry for proxy ARP or NDP: `ip neigh add|del proxy ADDRESS dev DEVICE`."""
         body = pack_struct(NDMSG_FORM, address_family(address), self.index(device), NUD_PERMANENT, NTF_PROXY, 0)
         self._change(add, RTM_NEWNEIGH, body + attribute(NDA_DST, packed_address(address)))
@@ -11486,7 +11486,7 @@ class Routing:
         return any(attributes(buffer, start + NDMSG_SIZE, end).get(NDA_DST) == target
                    for buffer, start, end in list(dump(self.host, NETLINK_ROUTE, RTM_GETNEIGH, request)))
 
-    def rule(self, add: bool, to: str, mark: str, table: int, priority: int) -> None:
+    def change_rule(self, add: bool, to: str, mark: str, table: int, priority: int) -> None:
         """Add or delete a rule: `ip rule add|del prio PRIORITY to NET fwmark MARK[/MASK] lookup TABLE`."""
         target, bits = split_net(to)
         value, _, mask = mark.partition("/")
@@ -11497,7 +11497,7 @@ class Routing:
             body += attribute(FRA_FWMASK, int(mask, 0))
         self._change(add, RTM_NEWRULE, body)
 
-    def up(self, device: str) -> None:
+    def bring_up(self, device: str) -> None:
         """Bring an interface up: `ip link set DEVICE up`."""
         self._ask(RTM_NEWLINK, 0, pack_struct(IFINFOMSG_FORM, 0, 0, self.index(device), IFF_UP, IFF_UP))
 
@@ -12450,7 +12450,7 @@ class Updown:
         def change() -> None:
             while True:
                 try:
-                    return self.routing.route(action, net, words)
+                    return self.routing.change_route(action, net, words)
                 except OSError as error:
                     # EINVAL: duplicate address detection of the new IPv6 source address has not finished
                     if error.errno != errno.EINVAL or time.monotonic() > deadline:
@@ -12532,14 +12532,14 @@ class Updown:
             if isinstance(route, Route) and route.local:
                 return OK
             return self.change(f"addr add {address} dev {device} scope {self.scope}", [errno.EEXIST],
-                               self.routing.address, True, address, device, self.scope)
+                               self.routing.change_address, True, address, device, self.scope)
         is_added = (source, self.bits, self.scope, self.routing.index(device, 0)) in self.routing.addresses()
         if self.get("PLUTO_MOBIKE_EVENT") or not is_added:
             return OK
         if any(route.source == source for route in self.routing.routes(self.family)):
             return OK
         return self.change(f"addr del {address} dev {device}", [errno.EADDRNOTAVAIL],
-                           self.routing.address, False, address, device)
+                           self.routing.change_address, False, address, device)
 
     def _proxy(self, add: bool) -> None:
         """Add or remove the proxy ARP (or NDP) entry for the peer's client network.
@@ -12561,7 +12561,7 @@ class Updown:
         if not self.host.value(f"/sys/class/net/{route.device}/address"):
             return  # an interface without a hardware address does not use ARP
         self.change(f"neigh {'add' if add else 'del'} proxy {net} dev {route.device}", [errno.ENOENT],
-                    self.routing.proxy, add, net, route.device)
+                    self.routing.change_proxy, add, net, route.device)
         self.proxied = self.proxied or add  # the kernel answers only for addresses to which it has a route
 
     def _may_need_proxy(self) -> bool:
@@ -12622,8 +12622,8 @@ class Updown:
             return status
         add, client = action != "del", self.get("PLUTO_PEER_CLIENT")
         shown = f"rule {'add' if add else 'del'} prio {ESP_RULE_PRIORITY} to {client} fwmark {mark} lookup {ESP_TABLE}"
-        return self.change(shown, [errno.ESRCH, errno.ENOENT, errno.EEXIST], self.routing.rule, add, client, mark,
-                           ESP_TABLE, ESP_RULE_PRIORITY)
+        return self.change(shown, [errno.ESRCH, errno.ENOENT, errno.EEXIST], self.routing.change_rule,
+                           add, client, mark, ESP_TABLE, ESP_RULE_PRIORITY)
 
     def _is_route_wanted(self, action: str) -> bool:
         """Return whether _route() must do `action` with the route to the peer's client network.
@@ -12741,8 +12741,8 @@ class Updown:
             self.host.write(f"/proc/sys/net/ipv4/conf/{name}/{sysctl}", f"{value}\n")
             self.host.print(f"net.ipv4.conf.{name}.{sysctl} = {value}")
         if self.get("VTI_IP"):
-            self.routing.address(True, self.get("VTI_IP"), name)
-        self.routing.up(name)
+            self.routing.change_address(True, self.get("VTI_IP"), name)
+        self.routing.bring_up(name)
         return OK
 
     def _compare_vti(self, name: str, shared: bool, wanted: Mapping[int, bytes]) -> None:

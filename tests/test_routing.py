@@ -57,16 +57,16 @@ def request(words: list[str], host: Recorder) -> None:
     kind, action, *args = words
     values = dict(zip(args[1::2], args[2::2])) if kind == "addr" else dict(zip(args[::2], args[1::2]))
     if kind == "route":
-        routing.route(action, args[0], args[1:])
+        routing.change_route(action, args[0], args[1:])
     elif kind == "addr":
         scope = values.get("scope", "0")
-        routing.address(action == "add", args[0], values["dev"], 0 if scope == "global" else int(scope))
+        routing.change_address(action == "add", args[0], values["dev"], 0 if scope == "global" else int(scope))
     elif kind == "neigh":
-        routing.proxy(action == "add", values["proxy"], values["dev"])
+        routing.change_proxy(action == "add", values["proxy"], values["dev"])
     elif kind == "rule":
-        routing.rule(action == "add", values["to"], values["fwmark"], int(values["lookup"]), int(values["prio"]))
+        routing.change_rule(action == "add", values["to"], values["fwmark"], int(values["lookup"]), int(values["prio"]))
     elif words == ["link", "set", "v0", "up"]:
-        routing.up("v0")
+        routing.bring_up("v0")
     else:
         assert words[:5] == ["link", "add", "vti9", "type", "vti"]
         routing.add_vti("vti9", "192.0.2.1", "192.0.2.2", 21, 22)
@@ -100,7 +100,7 @@ def test_requests_are_those_of_iproute2(line: str) -> None:
 
 def test_the_kernels_refusal_has_its_errno() -> None:
     with pytest.raises(OSError, match="File exists") as caught:
-        ipsec.Routing(Recorder(error=errno.EEXIST)).address(True, "10.1.0.9/32", "v0")
+        ipsec.Routing(Recorder(error=errno.EEXIST)).change_address(True, "10.1.0.9/32", "v0")
     assert caught.value.errno == errno.EEXIST
 
 
@@ -116,7 +116,7 @@ def test_the_kernels_refusal_has_its_errno() -> None:
 def test_words_that_are_none_of_a_route(words: list[str], complaint: str) -> None:
     host = Recorder()
     with pytest.raises(OSError, match=complaint) as caught:
-        ipsec.Routing(host).route("add", "10.2.0.0/24", words)
+        ipsec.Routing(host).change_route("add", "10.2.0.0/24", words)
     assert caught.value.errno == errno.EINVAL and host.requests == []
 
 

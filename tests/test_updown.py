@@ -195,24 +195,24 @@ class Network(ipsec.Routing):
             raise OSError(errno.ENODEV, "Cannot find device")
         return {"lo": 0x9, "ppp0": 0x11}.get(device, 0x1003), self.vti, ""
 
-    def route(self, action: str, destination: str, words: Sequence[str]) -> None:
+    def change_route(self, action: str, destination: str, words: Sequence[str]) -> None:
         self._say(f"route {action} {destination} {' '.join(words)}")
         (self.replaced.discard if action == "del" else self.replaced.add)(destination)
 
-    def address(self, add: bool, address: str, device: str, scope: int = 0) -> None:
+    def change_address(self, add: bool, address: str, device: str, scope: int = 0) -> None:
         self._say(f"addr {'add' if add else 'del'} {address} dev {device} scope {scope}")
 
-    def proxy(self, add: bool, address: str, device: str) -> None:
+    def change_proxy(self, add: bool, address: str, device: str) -> None:
         self._say(f"neigh {'add' if add else 'del'} proxy {address} dev {device}")
         (self.proxies.add if add else self.proxies.discard)(address)
 
     def is_proxied(self, address: str) -> bool:
         return address in self.proxies
 
-    def rule(self, add: bool, to: str, mark: str, table: int, priority: int) -> None:
+    def change_rule(self, add: bool, to: str, mark: str, table: int, priority: int) -> None:
         self._say(f"rule {'add' if add else 'del'} prio {priority} to {to} fwmark {mark} lookup {table}")
 
-    def up(self, device: str) -> None:
+    def bring_up(self, device: str) -> None:
         self._say(f"link set {device} up")
 
     def add_vti(self, device: str, local: str, remote: str, key_in: int, key_out: int) -> None:
