@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 # 1. Constants and errors
 #
 # This section defines the version, the exit statuses, the exceptions that all sections raise, and the base of
-# the value classes.  It does not access the system.  Used by all sections.
+# the value classes.  It does not access the system.  Used by all later sections.
 # ============================================================================================================
 
 VERSION = "0.1.0"
@@ -87,6 +87,8 @@ LSB_NO_RIGHT, LSB_NOT_INSTALLED = 4, 5
 # Statuses in pluto's answers (lswlog.h)
 UNKNOWN_NAME = 21  # RC_UNKNOWN_NAME
 NOT_ROUTED = 25  # RC_ROUTE: pluto can't route the connection or, up to 4.15, does not know the connection
+
+HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 
 
 class Failure(Exception):
@@ -181,8 +183,10 @@ def pyroute2_module(name: str, feature: str) -> Any:
 #
 # This section contains all access to the system: paths, files, programs, sockets, output.  The other sections
 # access the system through a Host, which a test can replace.  Only the files of the NSS database (section 7),
-# imported files and a few devices are opened without a Host.  Used by all later sections.  Facts: hier(7);
-# ipsec(8) and the scripts of libreswan 3.29, 4.10 and 5.4, which say what the environment variables mean.
+# imported files and a few devices are opened without a Host.  This section also escapes and quotes text, and
+# finds out which release of libreswan is installed.
+# Used by all later sections.  Facts: hier(7); ipsec(8) and the scripts of libreswan 3.29, 4.10 and 5.4, which
+# say what the environment variables mean.
 # ============================================================================================================
 
 SYSTEM_PATH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin")
@@ -2367,9 +2371,9 @@ def leading_version(text: str) -> tuple[int, ...]:
 #
 # This section masks the secrets in all text of a report.  It recognises a secret by the text around it (the
 # syntax of ipsec.secrets, options, assignments, key dumps), and by its value: a secret that was found in a
-# file is masked everywhere.  This section reads no files: redactor_of() of the next section reads them.  Used
-# by barf, look, why, start, _secretcensor and _keycensor.  Facts: lib/libswan/lex.c, secrets.c and ttodata.c
-# of libreswan 3.25 to 5.4, ipsec.secrets(5), ip-xfrm(8).
+# file is masked everywhere.  This section reads no files: redactor_of() of the next section reads them.
+# Used by section 4, and by these parts of section 11: free text; logs; reports; verify; barf; configuration.
+# Facts: lib/libswan/lex.c, secrets.c and ttodata.c of libreswan 3.25 to 5.4, ipsec.secrets(5), ip-xfrm(8).
 # ============================================================================================================
 
 REDACTED = "[redacted]"
@@ -2854,7 +2858,6 @@ ROW_MASK = "\ue001"  # ROW_MASK replaces the bytes of a dump.  The rest of the l
 # would take minutes.  For each secret, learn() stores many values: the forms in which the secret may appear.
 MANY_VALUES = 1000
 WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"
-HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 _ROW_SHAPE = str.maketrans({**dict.fromkeys(HEX_DIGITS, "x"), ":": " "})
 
 
@@ -3359,11 +3362,14 @@ def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 # ============================================================================================================
 # 4. Configuration
 #
-# This section reads ipsec.conf, ipsec.secrets and the files that they include, through Host only.  Every error
-# names a file and, unless it concerns the whole file, a line.  The installed release decides which keywords
-# and values are valid.  If the release is unknown, a keyword or value is valid if at least one release accepts
-# it.  Used by most commands, such as verify, barf, start, reload, add and addconn.  Facts: ipsec.conf(5);
-# parser.lex, parser.y, keywords.c and confread.c of libreswan 3.25 to 5.4.
+# This section reads ipsec.conf, ipsec.secrets and the files that they include, through Host only.  Every
+# error names a file and, unless it concerns the whole file, a line.  The installed release decides which
+# keywords and values are valid.  If the release is unknown, a keyword or value is valid if at least one
+# release accepts it.
+# Used by sections 5, 6, 7, 8, 9 and 12, and by these parts of section 11: free text; logs; reports;
+# diagnosis; verify; barf; look and show; diagnosis (why); pluto; tunnels; configuration; reload; NSS;
+# capture, _updown; manual and completion.
+# Facts: ipsec.conf(5); parser.lex, parser.y, keywords.c and confread.c of libreswan 3.25 to 5.4.
 # ============================================================================================================
 
 INCLUDE_DEPTH = 10  # libreswan's limit of nested files, with ipsec.conf counted (MAX_INCLUDE_DEPTH)
@@ -4927,9 +4933,12 @@ def check_configuration(host: Host, name: str = "") -> None:
 # This section reads XFRM states and policies, addresses, routes, rules and links of the running kernel from
 # netlink sockets.  It formats them as text, as iproute2 5.10 to 6.15 does, and also returns states and
 # policies as records.  It removes the states and policies that remain after pluto has stopped.  From /proc
-# and /sys, it reads processes, sockets, sysctls, modules and the kernel's configuration.  Used by reports,
-# verify, look, show, metrics, _updown and the service commands.  Facts: the headers named below,
-# rtnetlink(7), proc(5); kernel_xfrm.c, calculate_sa_prio() and spd_priority() of libreswan 3.25 to 5.4.
+# and /sys, it reads processes, sockets, sysctls and modules; it also reads pluto's pid file and the kernel's
+# configuration.
+# Used by sections 8 and 9, and by these parts of section 11: reports; what the rules do with a packet;
+# verify; barf; look and show; diagnosis (why); tunnels; metrics; the summary of barf; reload; setup.
+# Facts: the headers named below, rtnetlink(7), proc(5); kernel_xfrm.c, calculate_sa_prio() and spd_priority()
+# of libreswan 3.25 to 5.4.
 # ============================================================================================================
 
 
@@ -7262,10 +7271,12 @@ def kernel_config(host: Host) -> str:
 #
 # This section talks to a running pluto over pluto's control socket, as libreswan's whack does.  It supports
 # every release from 3.25 to 5.4, and parses pluto's replies into data.  Besides that socket, it uses only the
-# file of --xauthpass-file and, for a pluto of an unknown release, the installed whack.
-# Used by whack, auto, status and the commands of 5.x, tunnels, why, reload, metrics, verify, barf and setup.
-# Facts: whack.h, whack.c, rcv_whack.c and log.c of those releases, and the messages of their whacks in
-# the directory tests/data/whack.
+# file of --xauthpass-file, the terminal if it must ask for a password, and the installed whack if pluto's
+# release is unknown.
+# Used by section 9, and by these parts of section 11: free text; reports; causes; diagnosis; verify; barf;
+# diagnosis (why); pluto; tunnels; metrics; the summary of barf; reload.
+# Facts: whack.h, whack.c, rcv_whack.c and log.c of those releases, and the messages of their whacks in the
+# directory tests/data/whack.
 # ============================================================================================================
 
 BASIC_MAGIC = 0x77686B19  # whack.h, WHACK_BASIC_MAGIC: every release accepts a basic message.
@@ -9629,7 +9640,9 @@ def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
 # read nor emptied.
 # Reading needs no tools if Python has sqlite3: cert9.db and key4.db are SQLite files with a row for each
 # object and a column for each PKCS#11 attribute.  The name of a column is `a` followed by the number of the
-# attribute in hex.  Used by the NSS commands, setup, status, verify, barf, show and look.
+# attribute in hex.
+# Used by sections 9 and 12, and by these parts of section 11: reports; verify; look and show; metrics; the
+# summary of barf; NSS.
 # Facts: certutil(1), pk12util(1); pkcs11t.h, pkcs11n.h, secerr.h and sdb.c of NSS 3.61 to 3.110;
 # RFC 5280 for certificates.
 # ============================================================================================================
@@ -11229,10 +11242,11 @@ def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
 #
 # This section adds and removes NFLOG rules (checknflog, stopnflog).  For _updown, it also changes routes,
 # addresses, routing rules, VTI interfaces, proxy ARP, address translation and name servers when a connection
-# comes up or goes down.  Used by the service commands, checknflog, stopnflog, sniff and _updown.  Verify,
-# why, show and look use the class Routing.
-# Facts: the ipsec script and _updown.netkey or _updown.xfrm of libreswan 3.25 to 5.4; ipsec.conf(5) for nflog=
-# and nflog-all=; rtnetlink(7) and the headers of section 5; ip-route(8) for the words of a route.
+# comes up or goes down.
+# Used by section 9, and by these parts of section 11: what the rules do with a packet; verify; look and show;
+# diagnosis (why); capture, _updown.
+# Facts: the ipsec script and _updown.netkey or _updown.xfrm of libreswan 3.25 to 5.4; ipsec.conf(5) for
+# nflog= and nflog-all=; rtnetlink(7) and the headers of section 5; ip-route(8) for the words of a route.
 # ============================================================================================================
 
 
@@ -13071,8 +13085,9 @@ def updown_defaults(host: Host) -> dict[str, str]:
 # This section starts and stops pluto through the init system of the host, or directly if the host has none.
 # The table MANAGERS lists the init systems, their services and their command lines.  The section uses the
 # init system's programs, pluto's process and run directory, the kernel's states, policies, modules and
-# sysctls, and resolv.conf.  Used by setup, start, stop, restart, _stackmanager and _plutorun.  Other commands
-# use its functions that check whether a pluto runs, and whether the configuration has errors.
+# sysctls, and resolv.conf.  A direct start also prepares the NSS database and the NFLOG rules.
+# Used by these parts of section 11: verify; barf; pluto; the summary of barf; reload; setup; manual and
+# completion.
 # Facts: sd_booted(3), systemctl(1), rc-service(8), sv(8), s6-svc and s6-svstat, dinitctl(8), initctl(8) of
 # upstart, rc.subr(8), the init scripts of LSB 5.0 and their statuses; setup, _plutorun and _stackmanager of
 # libreswan 3.29, 4.10 and 5.4.
@@ -14144,7 +14159,7 @@ def clean_up_after(host: Host, manager: Manager, *, was_running: bool) -> None:
 # A command is a function with the decorator @command(...), which registers the function with its options, its
 # summary and its help.  Help, completion and the test of the manual pages read this registry, so that they
 # always agree with the commands.
-# load_rest() loads the blocks of the archive that a command needs.  Used by sections 11 and 12.
+# load_rest() loads the blocks of the archive that a command needs.  Used by all later sections.
 # ============================================================================================================
 
 

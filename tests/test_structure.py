@@ -4,6 +4,7 @@ import __future__
 
 import ast
 import dis
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,8 @@ def bound_names(statement: ast.stmt) -> list[str]:
         return [node.id for target in statement.targets for node in ast.walk(target) if isinstance(node, ast.Name)]
     if isinstance(statement, (ast.Import, ast.ImportFrom)):
         return [alias.asname or alias.name for alias in statement.names]
+    if isinstance(statement, ast.If):
+        return [name for inner in (*statement.body, *statement.orelse) for name in bound_names(inner)]
     return []
 
 
@@ -52,10 +55,12 @@ def used_names(code: CodeType) -> Iterator[str]:
             yield from used_names(constant)
 
 
-def compiled(statement: ast.stmt) -> CodeType:
-    """Return the bytecode of one statement; annotations are strings in it, so that they count as no use."""
-    return compile(ast.Module([statement], []), "ipsec.py", "exec", dont_inherit=True,
+@functools.cache
+def names_in(statement: ast.stmt) -> set[str]:
+    """Return the global names that a statement uses, except in annotations, which are strings at run time."""
+    code = compile(ast.Module([statement], []), "ipsec.py", "exec", dont_inherit=True,
                    flags=__future__.annotations.compiler_flag)
+    return set(used_names(code))
 
 
 def loaded_names(statement: ast.stmt) -> Iterator[str]:
@@ -77,7 +82,7 @@ def test_a_statement_uses_only_names_of_its_own_or_earlier_subsections() -> None
     backward, exceptions = [], set()
     for statement in TREE.body:
         place = place_of_line[statement.lineno - 1]
-        for name in set(used_names(compiled(statement))):
+        for name in names_in(statement):
             if place_of_name.get(name, place) > place:
                 backward.append(f"line {statement.lineno} uses {name} of section {place_of_name[name][0]}")
         exceptions.update(name for name in loaded_names(statement) if place_of_name[name] > place)
@@ -112,10 +117,57 @@ def test_no_local_name_shadows_a_global_one(source: str) -> None:
 CONTRIBUTING = (SOURCE.parent / "CONTRIBUTING.md").read_text()
 
 
+def titles() -> list[tuple[int, str]]:
+    """Return (section, part) of every line of ipsec.py.  A part is a subsection: its title up to a colon."""
+    section, part = 0, ""
+    result = []
+    for line in TEXT.splitlines():
+        if banner := re.match(r"# (\d+)\. ", line):
+            section, part = int(banner[1]), ""
+        elif line.startswith("# --- "):
+            part = line.strip("# -").split(":")[0]
+        result.append((section, part))
+    return result
+
+
+TITLES = titles()
+
+
+def users_of_sections() -> dict[int, list[tuple[int, str]]]:
+    """Return the later sections and parts that use a name of each section, in the order of the file."""
+    section_of_name: dict[str, int] = {}
+    for statement in TREE.body:
+        section_of_name.update(dict.fromkeys(bound_names(statement), TITLES[statement.lineno - 1][0]))
+    users: dict[int, list[tuple[int, str]]] = {section: [] for section in range(13)}
+    for statement in TREE.body:
+        user = TITLES[statement.lineno - 1]
+        for name in names_in(statement) | set(loaded_names(statement)):
+            section = section_of_name.get(name, user[0])
+            if section < user[0] and user not in users[section]:
+                users[section].append(user)
+    return users
+
+
+def users_text(section: int, users: list[tuple[int, str]]) -> str:
+    """Return the users of a section as its banner must name them."""
+    numbers = sorted({user[0] for user in users})
+    if numbers == [*range(section + 1, 13)]:
+        return "all later sections"
+    *firsts, last = [str(number) for number in numbers if number != 11] or [""]
+    parts = f"these parts of section 11: {'; '.join(part for number, part in users if number == 11)}"
+    if firsts:
+        return f"sections {', '.join(firsts)} and {last}, and by {parts}"
+    return f"section {last}, and by {parts}" if last else parts
+
+
 def test_each_section_says_who_uses_it() -> None:
+    """The registry has the functions of the commands, so no section uses names of sections 11 and 12."""
     banners = re.findall(r"^# =+\n((?:# \d+\. |#[^=]).*(?:\n#(?! =).*)*)\n# =+$", TEXT, re.M)
     assert len(banners) == 12
-    assert [banner.splitlines()[0] for banner in banners if "Used by" not in banner.replace("\n# ", " ")] == []
+    users = users_of_sections()
+    for section, banner in enumerate(banners, 1):
+        wanted = f"Used by {users_text(section, users[section])}." if section < 11 else "Used by"
+        assert wanted in banner.replace("\n# ", " "), f"the banner of section {section} must say: {wanted}"
 
 
 def test_the_map_names_each_part_and_each_test() -> None:
