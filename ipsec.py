@@ -5045,13 +5045,19 @@ RTMSG_FORM = "=8BI"
 RTMSG_SIZE = 12
 RTMSG_TABLE = 4  # The offset of the table in struct rtmsg.
 RTGENMSG_SIZE = 4  # struct rtgenmsg and its padding.
-RTM_F_CLONED = 0x200
-RT_TABLE_MAIN = 254
+RTM_F_NOTIFY, RTM_F_CLONED = 0x100, 0x200
+RTM_F_OFFLOAD, RTM_F_TRAP, RTM_F_OFFLOAD_FAILED = 0x4000, 0x8000, 0x20000000
+RT_TABLE_DEFAULT, RT_TABLE_MAIN, RT_TABLE_LOCAL = 253, 254, 255
 RTN_UNICAST, RTN_LOCAL = 1, 2
-RTPROT_UNSPEC, RTPROT_KERNEL, RTPROT_BOOT = 0, 2, 3
+RTPROT_UNSPEC, RTPROT_REDIRECT, RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC = 0, 1, 2, 3, 4
+RTPROT_GATED, RTPROT_RA, RTPROT_MRT, RTPROT_ZEBRA, RTPROT_BIRD = 8, 9, 10, 11, 12
+RTPROT_DNROUTED, RTPROT_XORP, RTPROT_NTK, RTPROT_DHCP, RTPROT_KEEPALIVED = 13, 14, 15, 16, 18
+RTPROT_BABEL, RTPROT_OPENR, RTPROT_BGP, RTPROT_ISIS = 42, 99, 186, 187
+RTPROT_OSPF, RTPROT_RIP, RTPROT_EIGRP = 188, 189, 192
 RT_SCOPE_UNIVERSE, RT_SCOPE_SITE = 0, 200
 RT_SCOPE_LINK, RT_SCOPE_HOST, RT_SCOPE_NOWHERE = 253, 254, 255
-RTNH_F_ONLINK = 4
+RTNH_F_DEAD, RTNH_F_PERVASIVE, RTNH_F_ONLINK, RTNH_F_OFFLOAD = 1, 2, 4, 8
+RTNH_F_LINKDOWN, RTNH_F_UNRESOLVED, RTNH_F_TRAP = 16, 32, 64
 RTNEXTHOP_FORM = "=HBBi"  # struct rtnexthop: length, flags, weight minus 1, interface
 RTNEXTHOP_SIZE = 8
 CACHEINFO_FORM = "=8xiI"  # the fields 3 and 4 of struct rta_cacheinfo: expires (1/100 s), error
@@ -5094,10 +5100,14 @@ RTAX_CC_ALGO = 16
 RTAX_FASTOPEN_NO_COOKIE = 17
 RTAX_FEATURE_ECN = 1
 NO_LIMIT = 0xFFFFFFFF  # -1 as 32 bits means that no value is set
-AF_MPLS = 28  # linux/socket.h
+
+# linux/socket.h
+AF_MPLS = 28
 
 # linux/lwtunnel.h, linux/mpls_iptunnel.h
-LWTUNNEL_ENCAP_MPLS, LWTUNNEL_ENCAP_IP, LWTUNNEL_ENCAP_IP6, LWTUNNEL_ENCAP_XFRM = 1, 2, 4, 10
+LWTUNNEL_ENCAP_MPLS, LWTUNNEL_ENCAP_IP, LWTUNNEL_ENCAP_ILA, LWTUNNEL_ENCAP_IP6 = 1, 2, 3, 4
+LWTUNNEL_ENCAP_SEG6, LWTUNNEL_ENCAP_BPF, LWTUNNEL_ENCAP_SEG6_LOCAL = 5, 6, 7
+LWTUNNEL_ENCAP_RPL, LWTUNNEL_ENCAP_IOAM6, LWTUNNEL_ENCAP_XFRM = 8, 9, 10
 LWTUNNEL_IP_ID, LWTUNNEL_IP_DST, LWTUNNEL_IP_SRC = 1, 2, 3
 LWTUNNEL_IP_TTL, LWTUNNEL_IP_TOS = 4, 5
 LWT_XFRM_IF_ID, LWT_XFRM_LINK = 1, 2
@@ -6399,26 +6409,31 @@ ROUTE_METRICS = {
     RTAX_CC_ALGO: "congctl", RTAX_FASTOPEN_NO_COOKIE: "fastopen_no_cookie"}
 TIME_METRICS = {RTAX_RTT: 8, RTAX_RTTVAR: 4, RTAX_RTO_MIN: 1}  # how many units of each metric are 1 ms
 ROUTE_FLAGS = (
-    (1, "dead"), (RTNH_F_ONLINK, "onlink"), (2, "pervasive"), (8, "offload"), (64, "trap"),
-    (0x100, "notify"), (16, "linkdown"), (32, "unresolved"), (0x4000, "rt_offload"), (0x8000, "rt_trap"),
-    (0x20000000, "rt_offload_failed"))
-ROUTE_TABLES = {255: "local", RT_TABLE_MAIN: "main", 253: "default"}
+    (RTNH_F_DEAD, "dead"), (RTNH_F_ONLINK, "onlink"), (RTNH_F_PERVASIVE, "pervasive"),
+    (RTNH_F_OFFLOAD, "offload"), (RTNH_F_TRAP, "trap"), (RTM_F_NOTIFY, "notify"),
+    (RTNH_F_LINKDOWN, "linkdown"), (RTNH_F_UNRESOLVED, "unresolved"), (RTM_F_OFFLOAD, "rt_offload"),
+    (RTM_F_TRAP, "rt_trap"), (RTM_F_OFFLOAD_FAILED, "rt_offload_failed"))
+ROUTE_TABLES = {RT_TABLE_LOCAL: "local", RT_TABLE_MAIN: "main", RT_TABLE_DEFAULT: "default"}
 ROUTE_SCOPES = {
     RT_SCOPE_UNIVERSE: "global", RT_SCOPE_NOWHERE: "nowhere", RT_SCOPE_HOST: "host",
     RT_SCOPE_LINK: "link", RT_SCOPE_SITE: "site"}
 ROUTE_PROTOCOLS = {
-    RTPROT_UNSPEC: "unspec", 1: "redirect", RTPROT_KERNEL: "kernel", RTPROT_BOOT: "boot", 4: "static",
-    8: "gated", 9: "ra", 10: "mrt", 11: "zebra", 12: "bird", 13: "dnrouted", 14: "xorp", 15: "ntk",
-    16: "dhcp", 18: "keepalived", 42: "babel", 99: "openr", 186: "bgp", 187: "isis", 188: "ospf",
-    189: "rip", 192: "eigrp"}
+    RTPROT_UNSPEC: "unspec", RTPROT_REDIRECT: "redirect", RTPROT_KERNEL: "kernel", RTPROT_BOOT: "boot",
+    RTPROT_STATIC: "static", RTPROT_GATED: "gated", RTPROT_RA: "ra", RTPROT_MRT: "mrt",
+    RTPROT_ZEBRA: "zebra", RTPROT_BIRD: "bird", RTPROT_DNROUTED: "dnrouted", RTPROT_XORP: "xorp",
+    RTPROT_NTK: "ntk", RTPROT_DHCP: "dhcp", RTPROT_KEEPALIVED: "keepalived", RTPROT_BABEL: "babel",
+    RTPROT_OPENR: "openr", RTPROT_BGP: "bgp", RTPROT_ISIS: "isis", RTPROT_OSPF: "ospf", RTPROT_RIP: "rip",
+    RTPROT_EIGRP: "eigrp"}
 # The header of the attribute RTA_DST (struct rtattr), by address family
 ROUTE_DESTINATIONS = {
     AF_INET: u16(NLATTR_SIZE + 4) + u16(RTA_DST),
     AF_INET6: u16(NLATTR_SIZE + 16) + u16(RTA_DST)}
 PREFERENCES = {0: "medium", 1: "high", 3: "low"}  # router preferences of RFC 4191; 3 is -1 in two bits
 ENCAPSULATIONS = {
-    LWTUNNEL_ENCAP_MPLS: "mpls", LWTUNNEL_ENCAP_IP: "ip", 3: "ila", LWTUNNEL_ENCAP_IP6: "ip6",
-    5: "seg6", 6: "bpf", 7: "seg6local", 8: "rpl", 9: "ioam6", LWTUNNEL_ENCAP_XFRM: "xfrm"}
+    LWTUNNEL_ENCAP_MPLS: "mpls", LWTUNNEL_ENCAP_IP: "ip", LWTUNNEL_ENCAP_ILA: "ila",
+    LWTUNNEL_ENCAP_IP6: "ip6", LWTUNNEL_ENCAP_SEG6: "seg6", LWTUNNEL_ENCAP_BPF: "bpf",
+    LWTUNNEL_ENCAP_SEG6_LOCAL: "seg6local", LWTUNNEL_ENCAP_RPL: "rpl", LWTUNNEL_ENCAP_IOAM6: "ioam6",
+    LWTUNNEL_ENCAP_XFRM: "xfrm"}
 RULE_ACTIONS = {
     FR_ACT_BLACKHOLE: "blackhole", FR_ACT_UNREACHABLE: "unreachable", FR_ACT_PROHIBIT: "prohibit"}
 
