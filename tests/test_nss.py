@@ -637,6 +637,13 @@ def test_sizes_of_rsa_keys(size: str, status: int, message: str) -> None:
         assert caught.value.status == status
 
 
+def test_an_ecdsa_key_needs_a_curve_that_pluto_has() -> None:
+    entry = ipsec.COMMANDS["ecdsasigkey"]
+    with pytest.raises(Failure, match="brainpool") as caught:
+        entry.function(Host({}), entry.parse(["brainpoolP256r1"]))
+    assert caught.value.status == ipsec.USAGE
+
+
 def test_the_hint_without_libreswan(tmp_path: Path) -> None:
     env = {"IPSEC_EXECDIR": str(tmp_path), "IPSEC_RUNDIR": str(tmp_path)}
     with pytest.raises(ipsec.NoPluto) as caught:

@@ -524,7 +524,16 @@ def test_a_quoted_word_of_a_remark_is_no_secret() -> None:
     assert redactor.text('conn "west-east" hunter22 another-one') == 'conn "west-east" [redacted] [redacted]'
 
 
-@pytest.mark.parametrize(("name", "status"), [("_keycensor", 1), ("redact", 0)])
+@pytest.mark.parametrize("name", ["_secretcensor", "secretcensor"])
+def test_the_file_of_secrets_is_printed_without_them(name: str, tmp_path: Path,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "secrets").write_text('@a @b : PSK "SwordfishForTheOffice"\n')
+    entry = ipsec.COMMANDS[name]
+    assert entry.function(ipsec.Host({}), entry.parse([str(tmp_path / "secrets")])) == 0
+    assert capsys.readouterr().out == '@a @b : PSK "[redacted]"\n'
+
+
+@pytest.mark.parametrize(("name", "status"), [("_keycensor", 1), ("keycensor", 1), ("redact", 0)])
 def test_a_file_with_secrets_that_is_not_read_is_named(name: str, status: int, tmp_path: Path,
                                                        capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "more").mkdir()

@@ -262,6 +262,17 @@ def test_the_service_has_the_control_socket_of_its_run_directory(action: str, mo
     assert host.ctlsocket == "/run/pluto/pluto.ctl"
 
 
+@pytest.mark.parametrize("name, action", [("_autostart", "start"), ("_autostop", "stop")])
+def test_names_of_older_releases_start_and_stop(name: str, action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both as a command and as the action of `ipsec setup`."""
+    actions: list[str] = []
+    monkeypatch.setattr(ipsec, "control_service", lambda host, args, action: actions.append(action))
+    for command, *words in ([name], ["setup", name]):
+        entry = ipsec.COMMANDS[command]
+        entry.function(ipsec.Host({}), entry.parse(words))
+    assert actions == [action, action]
+
+
 @pytest.mark.parametrize("name, argv, text, status, expected", [
     ("upstart", ["status", "ipsec"], "ipsec start/running, process 812\n", 0, 0),
     ("upstart", ["status", "ipsec"], "ipsec stop/waiting\n", 0, 3),

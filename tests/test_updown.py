@@ -36,6 +36,14 @@ def test_every_verb_has_steps_that_exist(below: Path) -> None:
             updown(below).steps(verb)
 
 
+@pytest.mark.parametrize("name", ["_updown", "_updown.xfrm", "_updown.netkey"])
+def test_each_name_of_updown_refuses_another_stack(name: str) -> None:
+    entry = ipsec.COMMANDS[name]
+    with pytest.raises(ipsec.Failure, match='no support for the IPsec stack "bsd"') as caught:
+        entry.function(ipsec.Host({"PLUTO_STACK": "bsd"}), entry.parse([]))
+    assert caught.value.status == 3
+
+
 def test_the_status_is_that_of_the_last_step(below: Path, monkeypatch: pytest.MonkeyPatch,
                                              capsys: pytest.CaptureFixture[str]) -> None:
     def fails(self: ipsec.Updown, up: bool) -> int:

@@ -307,6 +307,16 @@ def test_an_unknown_release_is_asked_by_its_own_whack(listening: Callable[..., F
     assert len(data["states"]) == 0
 
 
+@pytest.mark.parametrize(("name", "option"), [
+    ("listevents", "--listevents"), ("statestatus", "--showstates"), ("ready", "--listen"),
+    ("rereadgroups", "--listen")])
+def test_a_command_sends_its_request(listening: Callable[..., FakePluto], name: str, option: str) -> None:
+    fake = listening("5.2")
+    entry = ipsec.COMMANDS[name]
+    assert entry.function(fake.host, entry.parse(["--native"])) == 0
+    assert fake.seen[1:] == [message("5.2", option, abi=ipsec.host_abi())]
+
+
 @pytest.mark.parametrize("version", ipsec.RELEASES)
 def test_nothing_of_a_version_is_sent_before_the_version_is_known(
         listening: Callable[..., FakePluto], version: str, capsys: pytest.CaptureFixture[str]) -> None:
