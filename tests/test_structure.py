@@ -12,6 +12,8 @@ from types import CodeType
 
 import pytest
 
+import ipsec
+
 SOURCE = Path(__file__).resolve().parent.parent / "ipsec.py"
 TEXT = SOURCE.read_text()
 TREE = ast.parse(TEXT)
@@ -115,6 +117,10 @@ def test_no_local_name_shadows_a_global_one(source: str) -> None:
 
 
 CONTRIBUTING = (SOURCE.parent / "CONTRIBUTING.md").read_text()
+TESTS = SOURCE.parent / "tests"
+# The rows of the table in CONTRIBUTING.md: part, what it is for, tests, system tests
+MAP = [[cell.strip() for cell in row.split("|")[1:5]]
+       for row in CONTRIBUTING.partition("| part of `ipsec.py` |")[2].partition("\n\n")[0].splitlines()[2:]]
 
 
 def titles() -> list[tuple[int, str]]:
@@ -172,15 +178,32 @@ def test_each_section_says_who_uses_it() -> None:
 
 def test_the_map_names_each_part_and_each_test() -> None:
     """CONTRIBUTING.md's table: the parts are the banners of ipsec.py up to a colon, the tests are files that exist."""
-    table = CONTRIBUTING.partition("| part of `ipsec.py` |")[2].partition("\n\n")[0]
-    rows = [[cell.strip() for cell in row.split("|")[1:5]] for row in table.splitlines()[2:]]
-    parts = {part for row in rows for part in row[0].split("; ")}
+    parts = {part for row in MAP for part in row[0].split("; ")}
     banners = {banner.split(":")[0] for banner in re.findall(r"^# (?:--- )?(\d+\. .*|(?<=--- ).*?) *-*$", TEXT, re.M)}
     assert banners - parts == set(), "ipsec.py has parts that the table in CONTRIBUTING.md lacks"
-    tests = SOURCE.parent / "tests"
-    for column, directory in ((2, tests), (3, tests / "system")):
-        named = {f"test_{name}.py" for row in rows for name in row[column].split(", ") if name}
+    for column, directory in ((2, TESTS), (3, TESTS / "system")):
+        named = {f"test_{name}.py" for row in MAP for name in row[column].split(", ") if name}
         assert named == {path.name for path in directory.glob("test_*.py")}, f"CONTRIBUTING.md: {directory}"
+
+
+def test_the_map_names_the_tests_without_counterpart() -> None:
+    unit, system = ({path.stem.removeprefix("test_") for path in directory.glob("test_*.py")}
+                    for directory in (TESTS, TESTS / "system"))
+    sentence = CONTRIBUTING.partition("These files have no counterpart")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", sentence)) == unit ^ system
+
+
+def test_the_map_names_each_command_and_its_tests() -> None:
+    """Each command and alias is in the row of its part, and a test file of this row contains the name."""
+    row_of_command = {name: row for row in MAP for name in re.findall("`(.*?)`", row[1])}
+    assert set(row_of_command) == set(ipsec.COMMANDS)
+    for name, entry in ipsec.COMMANDS.items():
+        parts, _, unit, system = row_of_command[name]
+        assert TITLES[entry.function.__code__.co_firstlineno - 1][1] in parts.split("; "), name
+        files = [*(TESTS / f"test_{test}.py" for test in unit.split(", ")),
+                 *(TESTS / f"system/test_{test}.py" for test in system.split(", "))]
+        word = re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])")
+        assert any(word.search(file.read_text()) for file in files), f"no test file of its row contains {name}"
 
 
 def test_no_file_of_any_size_is_read_as_a_whole() -> None:
