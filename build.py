@@ -21,9 +21,8 @@ These are the steps when the archive starts:
 3. MAIN runs the front, which is sections 1, 2, 10 and 12 of ipsec.py, as bytecode (bytecode/TAG.front).
 4. ipsec.main() reads the command line and calls load_rest(COMMAND) of ipsec.py.
 5. load_rest() reads bytecode/TAG.blocks: an index, and one block for each other (sub)section of ipsec.py.  A
-   block is compressed bytecode or, if its title is in COMPILED_LATE, the offsets of its text in ipsec.py,
-   which load_rest() compiles.  The constants that are the same for all interpreters are in
-   bytecode/common.blocks; they are dictionaries for zlib.
+   block is compressed bytecode (see compressed()) or, if its title is in COMPILED_LATE, the offsets of its text
+   in ipsec.py, which load_rest() compiles.
 6. The index says which blocks each command needs.  load_rest() runs them in the order of ipsec.py.  If a
    command rarely needs a block, its code calls load_part(NAME) to load the block.
 7. An interpreter without bytecode in the archive compiles the front and the needed blocks from ipsec.py.
@@ -841,8 +840,9 @@ def compressed(data: bytes, dictionary: bytes = b"") -> bytes:
     """Compress data with zlib, and return the result.
 
     The dictionary of a part is the front, because the front and the part have many names in common.  In an
-    archive for more than two interpreters, the constants and names of the part follow the front.  zlib uses
-    the last 32 KiB of a dictionary.
+    archive for more than two interpreters, the constants and names of the part follow the front.  They are in
+    bytecode/common.blocks, because most of them are the same for all interpreters.  zlib uses the last 32 KiB
+    of a dictionary.
     """
     # Negative wbits leave out zlib's header.  With a header, each start would compute a checksum of the
     # dictionary.
