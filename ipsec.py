@@ -4894,10 +4894,10 @@ RESOLVER_FILES = ("/etc/nsswitch.conf", "/etc/hosts", "/etc/resolv.conf")
 def check_answers(host: Host, config: Config | None) -> None:
     """Raise OSError if a program of libreswan would wait for ever for a file.
 
-    This is so if a file system that the program needs does not answer, or if a file of RESOLVER_FILES is a FIFO.
-    The function accesses these files, the NSS database and the files that `config` names.  `config` is the
-    configuration of the program, or None if that is on standard input.  A file system that failed to answer
-    earlier in this process counts, too.
+    This is so if a file system that the program needs does not answer, or if a file of RESOLVER_FILES is a
+    FIFO.  The function accesses these files, the NSS database and the DNSSEC files that `config` names.
+    `config` is the configuration of the program, or None if that is on standard input.  A file system that
+    failed to answer earlier in this process counts, too.
     """
     import stat
     for path in RESOLVER_FILES:
@@ -5370,9 +5370,9 @@ def exchange(host: Host, family: int, *packets: Sequence[NetlinkRequest],
              ignored: Sequence[int] = ()) -> Iterator[Message]:
     """Send packets of netlink requests one after the other, and yield the messages that answer them.
 
-    Each packet holds one or more requests.  Only the last request that has the flag NLM_F_ACK or NLM_F_DUMP is
-    awaited: the messages that answer it are yielded, and then the next packet is sent.  If messages may be
-    missing or repeated, a warning is printed at the end.
+    Each packet holds one or more requests.  In each packet, only the last request with the flag NLM_F_ACK or
+    NLM_F_DUMP is awaited.  The messages that answer this request are yielded, and then the next packet is
+    sent.  If messages may be missing or repeated, a warning is printed at the end.
 
     If the kernel reports an errno that is not in `ignored`, raises OSError with this errno and, instead of a
     file name, the name of the kernel's table.  Raises TimedOut if the kernel does not answer.
@@ -6151,7 +6151,7 @@ class XfrmData(XfrmReader):
         """Return the policies that can apply to packets, in the order in which the kernel tries the policies.
 
         The last entry is a policy that certainly matches, or None if there is no such policy.  Whether the
-        policies before the last entry match depends on values of the packets that are unknown.  If policies
+        other policies match depends on properties of the packets that `flow` leaves unknown.  If policies
         have the same priority, the kernel uses the oldest one (xfrm_policy_lookup_bytype), although the
         kernel lists the newest one first.  Raises OSError or TimedOut if the policies can't be read.
         """
@@ -6170,7 +6170,7 @@ class XfrmData(XfrmReader):
         return [*tried, None]
 
     def fate(self, policy: Policy | None, destination: str) -> str:
-        """Return what the kernel does with a packet for `destination` to which `policy` applies.
+        """Return what the kernel does with a packet to `destination` that matches `policy`.
 
         The word is `encrypt`, `authenticate` (AH), `hold`, `block` or `clear`.  `hold` means that the kernel
         asks pluto for a missing state.  Until the state exists, the kernel drops the packet or, if
@@ -6371,7 +6371,7 @@ def is_plutos_reqid(reqid: int, reqids: Collection[int]) -> bool:
 
 
 def flush_xfrm(host: Host, reqids: Collection[int]) -> tuple[int, int]:
-    """Remove the states and policies that pluto made; return how many states and how many policies these are.
+    """Remove the states and policies that pluto made; return the number of states and the number of policies.
 
     Call this only while no pluto runs: packets that the policies protected are sent in clear afterwards.
     `reqids` are the values of reqid= of all connections.  Raises the same exceptions as exchange(), but not
@@ -6496,8 +6496,8 @@ class RouteText(KernelReader):
         """Return the text of one route (struct rtmsg and attributes).
 
         A host can have hundreds of thousands of routes that differ only in the destination.  Therefore the
-        text before and after the destination is cached.  Usually RTA_TABLE and RTA_DST are the first
-        attributes.  Then the destination can be cut out of the message without parsing the attributes.
+        text before and after the destination is cached.  If RTA_TABLE and RTA_DST are the first attributes,
+        as is usual, the destination is cut out of the message without parsing the attributes.
         """
         family, bits = buffer[start], buffer[start + 1]
         size = address_size(family)
@@ -7080,7 +7080,7 @@ class Process(Record):
 
 
 def process_ids(host: Host) -> list[int]:
-    """Return the PIDs of the processes that this user can see, in no certain order."""
+    """Return the PIDs of the processes that this user can see, in arbitrary order."""
     return [int(name) for name in host.listdir("/proc") if name.isdecimal()]
 
 
@@ -7298,8 +7298,8 @@ def kernel_config(host: Host) -> str:
 #
 # This section talks to a running pluto over pluto's control socket, as libreswan's whack does.  It supports
 # every release from 3.25 to 5.4, and parses pluto's replies into data.  Besides that socket, it uses only the
-# file of --xauthpass-file, the terminal if it must ask for a password, and the installed whack if pluto's
-# release is unknown.
+# file of --xauthpass-file, the terminal if pluto asks for a user name or password, and the installed whack if
+# pluto's release is unknown.
 # Used by section 9, and by these parts of section 11: free text; reports; causes; diagnosis; verify; barf;
 # diagnosis (why); pluto; tunnels; metrics; the summary of barf; reload.
 # Facts: whack.h, whack.c, rcv_whack.c and log.c of those releases, and the messages of their whacks in the
@@ -7353,7 +7353,7 @@ class Conversation:
         self.timeout = timeout
         self.left = timeout
         self.size = 0
-        self.whole = True  # True unless a part of the reply has not been read yet
+        self.whole = True  # False after say(), until the whole reply has been read
 
         kind = socket.SOCK_STREAM
         while True:
@@ -7405,8 +7405,8 @@ class Conversation:
         """Read the rest of the reply for at most DRAIN_TIME seconds, and close the socket.
 
         If the rest were not read, pluto would log an error for each line that it can't send.  GeneratorExit
-        means that the caller needs no more lines, and OSError that the caller can't print them.  After any
-        other exception, the socket is closed at once.
+        means that the caller needs no more lines.  OSError means that the caller can't print the lines.
+        After any other exception, the socket is closed at once.
         """
         must_drain = kind is None or issubclass(kind, (GeneratorExit, OSError))
         try:
@@ -7541,7 +7541,7 @@ def has_any(patterns: Iterable[str], text: str) -> bool:
     return False
 
 
-DETAIL_HEAD = 5  # the first 5 characters of a connection's detail line identify the kind of line
+DETAIL_HEAD = 5  # The first 5 characters after `"conn":   ` identify the kind of a detail line.
 
 
 def pluto_status(host: Host, timeout: float | None,
@@ -7565,7 +7565,7 @@ def pluto_status(host: Host, timeout: float | None,
 
 
 def has_connection(host: Host, name: str) -> bool | None:
-    """Return whether pluto has loaded a connection named `name`, an instance or a part of it.
+    """Return whether pluto has loaded the connection `name`, or an instance or a part of this connection.
 
     A part (`name/1x0`) is made from leftsubnets= or rightsubnets=.  `name` may also be an alias.  Return None
     if pluto does not answer.
@@ -7671,7 +7671,8 @@ WHACK_MAGIC = """
 # ints, `xN` N bytes.  `t=60` is an unnamed member of type `t` for which whack always sends the value 60.
 # Most of these members are defaults for connections, such as lifetimes.  `12w` stands for 12 unused members
 # of type `w`.  The types of unused members can differ from those in C, but every named member has the same
-# offset as in C, whether time_t and pointers have 4 or 8 bytes, and 64-bit integers are aligned to 4 or to 8.
+# offset as in C.  This holds for time_t and pointers of 4 or 8 bytes, and for 64-bit integers with an
+# alignment of 4 or 8 bytes.
 WHACK_MESSAGE = """
 3.25-5.2   i magic b status
 5.1-5.2    b shutdown
