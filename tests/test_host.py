@@ -522,3 +522,10 @@ def test_without_a_thread_a_file_system_that_may_hang_is_not_read(tmp_path: Path
 ])
 def test_the_way_to_a_path_ends_at_a_stop(name: str, real: str, stop: str) -> None:
     assert ipsec.resolve_links(name, "", {"/stop"}) == (real, stop)
+
+
+def test_control_characters_are_shown_escaped() -> None:
+    raw = b"a\x1b]0;t\x07b\x9bc\xc2\x9bd\x00\r\x7f\t\xe2\x80\xaee\xff\n"
+    assert ipsec.printable(ipsec.decode(raw)) == "a\\x1b]0;t\\x07b\\x9bc\\x9bd\\x00\\x0d\\x7f\t\\u202ee\\xff\n"
+    assert ipsec.printable("ünïcode 漢字 \t\n") == "ünïcode 漢字 \t\n"
+    assert ipsec.quote("a\x1bb") == '"a\\x1bb"' and ipsec.quote("漢字 ") == '"漢字 "'

@@ -1,4 +1,4 @@
-"""The reading order of ipsec.py and the names in it, read from its source."""
+"""The reading order of ipsec.py, the names in it, and the map in CONTRIBUTING.md, compared with the source."""
 from __future__ import annotations
 import __future__
 
@@ -191,6 +191,16 @@ def test_the_map_names_the_tests_without_counterpart() -> None:
                     for directory in (TESTS, TESTS / "system"))
     sentence = CONTRIBUTING.partition("These files have no counterpart")[2].partition("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", sentence)) == unit ^ system
+
+
+def test_what_the_map_says_to_change_exists() -> None:
+    """The names in the table of things to add are defined in the program, the builder or the tests."""
+    table = CONTRIBUTING.partition("| to add |")[2].partition("\n\n")[0]
+    names = set(re.findall(r"`([A-Z_]{4,}|[a-z_]+(?=\(\)`))", table))
+    paths = (SOURCE, SOURCE.with_name("build.py"), TESTS / "bench.py", TESTS / "ground/roots.py")
+    statements = [statement for path in paths for statement in ast.parse(path.read_text()).body]
+    bound = {name for statement in statements for name in bound_names(statement)}
+    assert {"ROOTS", "report_sections"} < names <= bound
 
 
 def test_the_map_names_each_command_and_its_tests() -> None:
