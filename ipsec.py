@@ -8235,7 +8235,7 @@ class Request:
         return next(words for releases, *words in table_rows(table) if covers(releases, self.version))
 
     def check(self) -> None:
-        """Raise Failure if whack would not accept these options as one request, or if pluto would exit."""
+        """Raise Failure if whack would reject these options, or if the request would make pluto exit."""
         rules = {option.partition("=")[0]: rule for option, rule, releases, *_ in table_rows(WHACK_OPTIONS)
                  if covers(releases, self.version)}
         modifiers = WHACK_MODIFIERS
@@ -8311,9 +8311,8 @@ class Request:
 
 # --- whack's command line and pluto's replies ---------------------------------------------------------------
 
-# Options that are not in WHACK_OPTIONS.  xauthname and xauthuser are old names of username.  whack handles
-# the others without pluto, or answers pluto's prompts with them.
-# libreswan's whack does not have the last three options.
+# Options that are not in WHACK_OPTIONS.  xauthname and xauthuser are old names of username.  The others are
+# handled without pluto, or answer pluto's prompts.  libreswan's whack does not have the last three options.
 WHACK_OWN_OPTIONS = (
     "ctlsocket=FILE", "rundir=DIR", "ctlbase=DIR", "xauthname=NAME", "xauthuser=NAME", "xauthpass=PASSWORD",
     "help", "version", "xauthpass-file=FILE", "timeout=SECONDS", "native")
@@ -8382,8 +8381,8 @@ class Replies:
     """Handles pluto's reply lines as the whack of one release does: text to print, prompts, exit status.
 
     The codes 20 to 99 are errors.  From 5.0 on, the code of the first error is the exit status.  Up to 4.15,
-    each line sets the exit status, to its code if that is an error, otherwise to 0.  Comments and prompts
-    don't change the exit status.
+    the last line that is no comment and no prompt decides: the exit status is the line's code if the code is
+    an error, or 0.
     """
 
     def __init__(self, version: tuple[int, ...], *, lenient: bool = False,
@@ -8476,11 +8475,11 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
                  wait: Callable[[bytes], float | None] | None = None) -> int:
     """Run the whack command line `words` without libreswan's whack; return whack's exit status.
 
-    The option --timeout in `words` sets the time limit, otherwise the parameter `timeout`.  If both are
-    missing, a request in WAITS_FOR_PEER has no limit, and any other request has the limit PLUTO_TIMEOUT.
-    `wait` is called with each reply line.  It returns the number of seconds allowed for the rest of the
-    reply, or None to keep the present limit.  Raises Failure if the command line is wrong or pluto does not
-    answer.
+    The time limit is the value of the option --timeout in `words` or, without this option, the parameter
+    `timeout`.  If both are missing, a request in WAITS_FOR_PEER has no limit, and any other request has the
+    limit PLUTO_TIMEOUT.  `wait` is called with each reply line.  It returns the number of seconds allowed for
+    the rest of the reply, or None to keep the present limit.  Raises Failure if the command line is wrong or
+    pluto does not answer.
     """
     installed = host.libreswan_version()
     refusal = refusal_status(leading_version(installed)) if installed else NO_PLUTO
@@ -8564,9 +8563,10 @@ def pluto_lines(host: Host, *words: str, timeout: float | None,
                 pluto: Pluto | None = None) -> Iterator[str]:
     """Yield the lines of pluto's reply to a whack command line as they arrive, without codes.
 
-    If `pluto` is None, pluto is first asked for its version, except for a lone --status.  If the message
-    format of its release is unknown, libreswan's whack sends the request, if it is installed.  A lone --status
-    or --shutdown needs no known format.  Each next() can raise NoPluto, TimedOut or another Failure.
+    If `pluto` is None, pluto is first asked for its version, except for a lone --status.  A lone --status or
+    --shutdown works with every release.  For any other request, if the message format of pluto's release is
+    unknown and libreswan's whack is installed, that whack sends the request.  Each next() can raise NoPluto,
+    TimedOut or another Failure.
     """
     options = whack_words(words)
     if options not in ([("status", "")], [("shutdown", "")]):
@@ -8587,7 +8587,7 @@ def pluto_lines(host: Host, *words: str, timeout: float | None,
             yield split_code(line)[1]
 
 
-# Requests whose reply depends on the peer, so that the time until the reply is not limited
+# Requests whose reply depends on the peer.  By default, the time until the reply is not limited.
 WAITS_FOR_PEER = frozenset((
     "initiate", "route", "ondemand", "terminate", "down", "delete", "suspend", "rekey-ike", "rekey-ipsec",
     "rekey-child", "delete-ike", "delete-child", "down-ike", "down-child"))
@@ -8706,13 +8706,14 @@ STATUS_SETTINGS = frozenset((
     "- allowed subnets", "- excluded subnets", "stats db_ops"))
 SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # In pluto's texts, 1 KB is 1,024 bytes.
 # A state belongs to an IKE SA if its name or description contains one of IKE_MARKS.  Any other state belongs
-# to a Child SA if its line names an IKE SA, or if its name or description contains one of CHILD_MARKS.
+# to a Child SA if its line names an IKE SA, or if its name or description contains one of CHILD_MARKS.  All
+# remaining states belong to an IKE SA.
 CHILD_MARKS = (
     "CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2", "QR1")
 IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
 # In the status line of a Child SA, the note that names its IKE SA begins with one of these texts
 OWNER_MARKS = ("IKE SA #", "ISAKMP SA #", "isakmp#")
-# In status lines of SAs that show SPIs or counters, one of these texts follows the remote address
+# In a status line that shows the SPIs or counters of an SA, one of these texts follows the remote address
 BEHIND_ADDRESS = (" esp.", " ah.", " comp.", " ref=", " tun.", " used ", " Traffic:")
 KNOWN_DETAILS = 512  # The greatest number of parsed detail lines in the cache of a StatusReader.
 KNOWN_KEYS = 5000  # The greatest number of keys in the cache of field_key().
@@ -8733,9 +8734,10 @@ def field_key(text: str) -> str:
 
 
 def key_end(text: str) -> int:
-    """Return the index at which a key ends: that of the first `:` or of the first `=`, whichever is lower.
+    """Return the index at which a key ends, or 0 if the text begins with no key.
 
-    An index of 0 does not count, because no key comes before it.  Return 0 if there is no other index.
+    A key ends at the first `:` or at the first `=`, whichever comes first.  A separator at index 0 is ignored,
+    because no key comes before it.
     """
     colon, equals = text.find(":"), text.find("=")
     if colon <= 0:
@@ -8862,8 +8864,9 @@ def set_bytes(entry: dict[str, Any], counter: str, text: str) -> None:
 def whole_count(count: int | None, about: int | None) -> int | None:
     """Return the exact number of bytes of an SA.
 
-    `count` is the number in trafficstatus, which has only the lowest 32 bits up to libreswan 4.15.  The rounded
-    number in the status, `about`, shows the higher bits.  Return `count` unchanged if one of them is None.
+    `count` is the number in trafficstatus, which has only the lowest 32 bits up to libreswan 4.15.  The
+    rounded number in the status, `about`, shows the higher bits.  If `about` is None or not greater than
+    `count`, return `count` unchanged.
     """
     if count is None or about is None or about <= count:
         return count
@@ -9086,8 +9089,8 @@ def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]
 def has_ipsec_sa(connection: Mapping[str, Any]) -> bool | None:
     """Return whether a connection has an IPsec SA, from its entry.  Return None if that is unknown.
 
-    A connection with the serial number of an IPsec SA has an IPsec SA.  For another connection, the entry's
-    `up` decides or, if `up` is None, the routing.
+    A connection with the serial number of an IPsec SA has an IPsec SA.  For any other connection, the result
+    is the entry's `up`.  If `up` is None, the routing decides.
     """
     if connection["child_sa"] is not None:
         return True
@@ -9352,7 +9355,7 @@ class StatusReader:
         return True
 
     def _brief_connection(self, text: str) -> bool:
-        # 5.0 and later print, for example (for an end without a network, the host replaces the network):
+        # 5.0 and later print, for example, the next line; for an end without a network, the host appears twice
         # `10.1.0.0/24 <==> 10.2.0.0/24\tfrom 192.0.2.1 to 192.0.2.2 (84B/1KiB)\t"hq"[1], reqid=16389`
         networks, mark, rest = text.partition("\tfrom ")
         local_network, arrow, remote_network = networks.partition(" <==> ")
@@ -9494,10 +9497,10 @@ class StatusReader:
         return state
 
     def _hand_over_states(self) -> None:
-        """Pass the states that have not been passed yet to the function for states in `takers`.
+        """Pass the collected states to the function for states in `takers`, and forget them.
 
         These states are complete, because pluto prints all lines of one state together.  The connections are
-        complete, too, and passed first.
+        complete, too, and are passed or stored first.
         """
         self.finish()
         for state in self._states.values():
