@@ -24601,10 +24601,10 @@ class WhackRunner:
     def _end_connection(self, words: Sequence[str]) -> int:
         """Run libreswan's whack to terminate or delete a connection; return its exit status.
 
-        Up to 4.15, whack prints nothing and exits with 0 if pluto does not have the connection.  Since whack
-        can also be silent about a connection that pluto has, pluto's status decides.  It is read before a
-        delete, or after a terminate for which whack printed nothing.  Raises Failure(UNKNOWN_NAME) if whack
-        of these releases is silent and pluto does not have the connection.
+        Up to 4.15, whack prints nothing and exits with 0 if pluto does not have the connection.  Whack of
+        these releases can also be silent about a connection that pluto has.  Therefore pluto's status
+        decides.  The status is read before a delete, and after a terminate if whack was silent.  Raises
+        Failure(UNKNOWN_NAME) if whack of these releases is silent and pluto does not have the connection.
         """
         name = words[words.index("--name") + 1]
         is_old = is_before_5(self.host)
@@ -24628,7 +24628,10 @@ class WhackRunner:
         sys.stderr.write(decode(ran.err))
 
     def _with_suggestion(self, name: str, status: int) -> int:
-        """Return `status`.  If it means that `name` is unknown, suggest a similar name on standard error."""
+        """Return `status`.
+
+        If it can mean that `name` is unknown, suggest a similar name on standard error.
+        """
         if status not in (UNKNOWN_NAME, NOT_ROUTED):
             return status
         names = connection_names(self.host)
@@ -24642,8 +24645,9 @@ class WhackRunner:
         """Make pluto negotiate a connection, and wait for the outcome.
 
         Return OK if the connection came up, or if its kind (such as a template) has no IPsec SA.  Otherwise
-        print the cause to standard error, unless the connection is up by now, and return whack's exit status,
-        or ERROR if that is 0.  After Ctrl-C, take the connection down.
+        check the connection again.  If it is up by now, return whack's exit status, or OK if whack was
+        stopped.  If not, print the cause to standard error, and return whack's exit status, or ERROR if that
+        is 0 or whack was stopped.  After Ctrl-C, take the connection down.
         """
         words = ("--ctlsocket", self.host.ctlsocket, *words)
         if self._shows("whack", words):
@@ -24893,7 +24897,7 @@ class WhackRunner:
                 raise
 
     def ask(self, *words: str) -> int:
-        """Print pluto's reply to a request that needs no peer, as text or, with --json, as data.
+        """Print pluto's reply to a request that needs no peer, as text or, with --json, as JSON.
 
         If pluto's release does not have the request, the lines come from pluto's full status.  Return the
         exit status.
@@ -25221,10 +25225,11 @@ class TunnelRow:
     """One connection or instance as `ipsec tunnels` shows it (ipsec_tunnels(8), JSON).
 
     None means unknown, or that the tunnel does not have the property.  `state` is a key of TUNNEL_STATES.
-    `wanted` is True if the tunnel should be up.  `since` is in seconds since 1970: the time at which the SA
-    was set up or, for a tunnel that should be up but is down, the time of the line in pluto's log that shows
-    the cause.  `rekey_in` and `ends_in` are in seconds from now.  `problem` says in a few words why the
-    tunnel is not up.  `peers` is the number of instances of a template.
+    `wanted` is True if the tunnel should be up.  `since` is in seconds since 1970.  For a tunnel with an
+    IPsec SA, it is the time at which the SA was set up.  For a tunnel that should be up but is down, it is
+    the time of the line in pluto's log that shows the cause.  `rekey_in` and `ends_in` are in seconds from
+    now.  `problem` says in a few words why the tunnel is not up.  `peers` is the number of instances of a
+    template.
     """
 
     def __init__(self, name: str, instance: str = "") -> None:
@@ -25285,7 +25290,7 @@ def ike_version_of(connection: Mapping[str, Any]) -> int | None:
 def newest_algorithm(options: Mapping[str, str], names: Sequence[str]) -> str | None:
     """Return the algorithms that a connection uses, such as `AES_GCM_16_256`, or None if there are none.
 
-    `options` are the connection's options.  The first of `names` that the connection has counts.
+    `options` are the connection's options.  The first of `names` that is in `options` gives the result.
     """
     for name in names:
         text = options.get(name)
@@ -25875,7 +25880,7 @@ class TunnelView:
                 continue
             count_in = row.bytes_in - before.bytes_in
             count_out = row.bytes_out - before.bytes_out
-            if count_in >= 0 and count_out >= 0:  # if a count is lower than before, it is that of a new SA
+            if count_in >= 0 and count_out >= 0:  # a count that is lower than before is from a new SA
                 rates[row.full_name] = count_in / seconds, count_out / seconds
         return rates
 
@@ -26151,7 +26156,7 @@ def tunnel_labels(row: TunnelRow) -> dict[str, str]:
 
 
 def property_labels(row: TunnelRow) -> dict[str, str]:
-    """Return the additional labels of ipsec_connection_info, whose values can change."""
+    """Return the additional labels of ipsec_connection_info; the values of these labels can change."""
     return {"remote_id": row.remote_id or "", "username": row.username or "",
             "ike_version": str(row.ike_version or "")}
 
@@ -26346,7 +26351,7 @@ def report_summary(report: Report) -> Iterator[str]:
 
 
 def verify_summary(verdicts: Sequence[Finding], explained: Collection[str], room: int) -> Iterator[str]:
-    """Yield a line with the number of results of each level of verify, and a line for each problem.
+    """Yield a line that counts the results of verify by level, and a line for each problem.
 
     FAIL comes before WARN.  At most `room` problems are shown, and a last line has the number of the others.
     Problems of the check `pluto`, and connections in `explained` that are down, are left out, because other
@@ -26371,7 +26376,7 @@ def verify_summary(verdicts: Sequence[Finding], explained: Collection[str], room
 
 
 def pluto_summary(report: Report, diagnoser: Diagnoser) -> str:
-    """Return a line about pluto's process with its start time, or else with the last line of pluto's log."""
+    """Return a line about pluto, with its start time or, without a process, the last line of its log."""
     host = report.host
     pid = visible_pluto(host)
     line = pluto_line(host, pid)
@@ -26476,7 +26481,10 @@ def why_line(diagnosis: Diagnosis) -> str:
 
 
 def firewall_summary(host: Host) -> str:
-    """Return a line with at most six tables of iptables, ip6tables and nft.  If nft fails, the line has its error."""
+    """Return a line with at most six tables of iptables, ip6tables and nft.
+
+    If nft fails, the line has only the error of nft.
+    """
     tables = [f"iptables {name}" for name in host.value("/proc/net/ip_tables_names").split()]
     tables += [f"ip6tables {name}" for name in host.value("/proc/net/ip6_tables_names").split()]
     if host.which("nft"):
@@ -26656,7 +26664,10 @@ def config_lines(config: Config, name: str = "", *, setup: bool = True) -> Itera
 
 
 def known_to_all(key: str) -> str:
-    """Return `key`.  If some releases do not know `key`, return an alias that all releases know, if there is one."""
+    """Return a name of the keyword `key` that all releases know: `key` itself or an alias.
+
+    If there is no such name, return `key`.
+    """
     words = vocabulary(False)
     aliases = [alias for alias in ALIASES if ALIASES[alias] == key]
     for word in (key, *reversed(aliases)):
@@ -26823,9 +26834,9 @@ class Loaded:
     def definition(self, conn: Conn, *, in_use: bool) -> dict[str, list[str]]:
         """Return the fields of each part that come only from ipsec.conf.
 
-        `in_use`: the connection has a policy or a tunnel.  Then, if this host is a client (mode config),
-        fields that the peer can set are left out.  If an ID comes from a certificate (%fromcert), the fields
-        of both IDs are left out.
+        `in_use`: the connection has a policy or a tunnel.  If `in_use` is true and this host is a client
+        (mode config), the fields that the peer can set are left out.  If an ID comes from a certificate
+        (%fromcert), the fields of both IDs are left out.
         """
         skipped: tuple[str, ...] = ()
         first = 0
@@ -26916,9 +26927,9 @@ class Digests:
     def unknown_keywords(self, conn: Conn) -> list[str]:
         """Return the keywords for which it is unknown whether they have changed since pluto started.
 
-        If there is a digest of the connection, the list is empty.  Otherwise it has those of
-        unseen_keywords() that are set in files that were changed after pluto started.  If no process of pluto
-        was found, it has all of unseen_keywords().
+        If there is a digest of the connection, the list is empty.  Otherwise it has each keyword of
+        unseen_keywords() whose file was changed after pluto started.  If no process of pluto was found, it
+        has all of unseen_keywords().
         """
         if conn.name in self.digests:
             return []
@@ -27026,7 +27037,7 @@ class Reload:
         return self.load_copies(lines, [conn.name for conn in conns])
 
     def loads_without_pool(self, conn: Conn) -> bool:
-        """Return whether the connection in the file has an address pool and pluto accepts a copy without it.
+        """Return whether a connection in ipsec.conf has an address pool and loads as a copy without the pool.
 
         Pluto refuses a copy whose pool overlaps with the pool of the loaded connection but differs from it.
         """
@@ -27063,9 +27074,10 @@ class Reload:
             self.whack("--name", name, "--delete")
 
     def plan(self) -> tuple[list[Step], int, list[str]]:
-        """Return (steps, number of unchanged connections, names that only pluto has and that are kept).
+        """Return the steps of the reload, the number of unchanged connections, and the names of others.
 
-        To find the steps, copies are loaded into pluto and deleted again, even with --dry-run.
+        The others are in pluto but not in ipsec.conf, and are kept.  To find the steps, copies are loaded
+        into pluto and deleted again, even with --dry-run.
         """
         self.digests = Digests(self.host)
         loaded = loaded_connections(self.host, self.timeout)
@@ -27178,9 +27190,9 @@ class Reload:
         """Return the other connections that each step interrupts.
 
         In IKEv2, connections to the same peer share an IKE SA, which belongs to one of these connections.
-        When this one connection is replaced or deleted, the IKE SA ends with all tunnels.  The keys of the
-        result are names of steps.  Each value is a dict from the name of an interrupted connection to True if
-        this host can initiate it again, or to False if it is an instance.
+        When this one connection is replaced or deleted, the IKE SA and all tunnels of the IKE SA end.  The
+        keys of the result are names of steps.  Each value is a dict with the interrupted connections by name:
+        True if this host can initiate the connection again, False if the connection is an instance.
         """
         ending = {step.name for step in steps if step.mark == "-" or (step.mark == "~" and step.loads)}
         if not ending:
@@ -27296,7 +27308,7 @@ def control_service(host: Host, args: Args, action: str) -> int:
     Raises the errors of find_service(), and those of act() or, without an init system, of the class Direct.
     """
     host.conf = args.value("--config") or host.conf
-    # pluto's service has its socket in its run directory, even if --ctlsocket names another socket
+    # the pluto of the service has its socket in the run directory, even if --ctlsocket names another socket
     host.ctlsocket = os.path.abspath(f"{host.rundir}/pluto.ctl")
     dry = args.flag("--dry-run")
     foreground = args.flag("--foreground")
@@ -27345,7 +27357,7 @@ def setup_command(host: Host, args: Args) -> int:
     return control_service(host, args, actions[0])
 
 
-# The options that only `ipsec start CONN` has; START_OPTIONS already has --dry-run
+# The options that `ipsec start` has only for CONN; --dry-run is left out, because START_OPTIONS has it
 START_CONN_OPTIONS = tuple(option for option in (*CONNECTION_OPTIONS, *UP_OPTIONS) if option is not DRY_RUN_OPTION)
 
 
@@ -27416,9 +27428,9 @@ def plutorun_command(host: Host, args: Args) -> int:
     """Run `ipsec _plutorun`: start pluto with the given options, and wait until pluto ends.
 
     Return OK if pluto ended with a status in PLUTORUN_ENDS.  With another status, pluto has failed: a child
-    process starts the service again, and this one returns ERROR.  Return ERROR also if a process of pluto is
-    found before the start.  Raises Failure if pluto is not installed, if the NSS database can't be used, or if
-    check_not_running() fails.
+    process starts the service again, and this process returns ERROR.  Return ERROR also if a process of pluto
+    is found before the start.  Raises Failure if pluto is not installed, if the NSS database can't be used,
+    or if check_not_running() fails.
     """
     syslog = need("syslog", "_plutorun's log")
 
@@ -27454,7 +27466,7 @@ def plutorun_command(host: Host, args: Args) -> int:
 
 
 def restart_after_pause(host: Host, report: Callable[[str], None]) -> NoReturn:
-    """Wait for PLUTORUN_PAUSE, start the service again without a terminal, and end this process."""
+    """Detach from the terminal, wait for PLUTORUN_PAUSE, start the service again, and end this process."""
     try:
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
@@ -27707,7 +27719,10 @@ KEY_OPTIONS = (*NSS_OPTIONS,
 
 
 def check_key_size(name: str, kind: str, size: str) -> None:
-    """Raise Failure if `size` is no valid RSA key size or ECDSA curve.  `name` is the command in the message."""
+    """Raise Failure if `size` is not a valid RSA key size or ECDSA curve.
+
+    `name` is the command in the message.
+    """
     if kind == "ECDSA":
         if size not in CURVES:
             raise Failure(f"ipsec {name}: unknown curve {quote(size)}", USAGE, ", ".join(CURVES))
@@ -27853,7 +27868,7 @@ def stopnflog_command(host: Host, args: Args) -> int:
 def sniff_command(host: Host, args: Args) -> int:
     """Run `ipsec sniff [ARG...]`: replace this process with tcpdump, or print the help and return OK.
 
-    Raises Failure if no group is configured, or if ipsec.conf can't be read or tcpdump can't be run.
+    Raises Failure if no group is configured, if ipsec.conf can't be read, or if tcpdump can't be run.
     """
     if args.operands in (["--help"], ["-h"]):
         host.print(describe(COMMANDS["sniff"]))
@@ -27953,7 +27968,7 @@ class MdocLine:
     def _arguments(self) -> list[str]:
         """Remove and return the words before the next macro or closing mark.
 
-        A closing mark at the first place does not count.
+        If the first word is a closing mark, this word is taken too.
         """
         taken: list[str] = []
         while self.words and self.words[0] not in MDOC_INLINE:
@@ -28210,7 +28225,7 @@ def show_page(host: Host, page: bytes) -> None:
     host.print(manual_text(decode(page)), end="")
 
 
-# The code for each shell that completes a command line.  The code gets the possible words from `ipsec
+# For each shell, the code that completes a command line.  The code gets the possible words from `ipsec
 # completion`, and offers file names if `ipsec completion` prints no words.
 COMPLETIONS = {
     "bash": """\
@@ -28618,8 +28633,8 @@ def run_builtin(entry: Command, before: Args, words: Sequence[str]) -> int:
         host_of(before).print(describe(entry))
         return OK
 
-    check_root(host_of(before), entry)
-    own = options_by_name(entry.options or ())  # --root may be before the command, or among `words`
+    check_root(host_of(before), entry)  # --root can also be in `words`; the second call below checks that
+    own = options_by_name(entry.options or ())
     others = [option for option in GLOBAL_OPTIONS if option.key not in own]
     args = entry.parse(words, others)
     for option in others:
@@ -28641,10 +28656,10 @@ def run_program(host: Host, program: str, name: str, entry: Command | None, word
     """Replace this process with a program of libreswan.
 
     `entry` is the built-in command of the same name, or None.  The program gets --config if ipsec.conf is not
-    /etc/ipsec.conf, and --nssdir with the directory that pluto uses.  Each option is added only if the
-    built-in command has it and `words` does not.  Raises Failure if --root is used, if the program can't be
-    executed, or if it might never finish reading the configuration or the NSS database.  Raises OSError if a
-    file system that the program needs does not answer.
+    /etc/ipsec.conf, and --nssdir with the directory that pluto uses.  Each of these two options is added only
+    if the built-in command has the option and `words` does not.  Raises Failure if --root is used, if the
+    program can't be executed, or if it might never finish reading the configuration or the NSS database.
+    Raises OSError if a file system that the program needs does not answer.
     """
     known = options_by_name((entry.options if entry else None) or ())
     given = {word.partition("=")[0] for word in words}
