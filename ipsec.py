@@ -5000,6 +5000,9 @@ XFRM_POLICY_ALLOW, XFRM_POLICY_BLOCK = 0, 1
 XFRM_POLICY_TYPE_MAIN, XFRM_POLICY_TYPE_SUB = 0, 1
 XFRM_SA_DIR_IN, XFRM_SA_DIR_OUT = 1, 2
 XFRM_OFFLOAD_INBOUND, XFRM_OFFLOAD_PACKET = 2, 4
+XFRM_MODE_TRANSPORT, XFRM_MODE_TUNNEL, XFRM_MODE_ROUTEOPTIMIZATION = 0, 1, 2
+XFRM_MODE_IN_TRIGGER, XFRM_MODE_BEET, XFRM_MODE_IPTFS = 3, 4, 5
+XFRM_SHARE_ANY, XFRM_SHARE_SESSION, XFRM_SHARE_USER, XFRM_SHARE_UNIQUE = 0, 1, 2, 3
 XFRM_INF = (1 << 64) - 1
 SELECTOR_FORM = "16s16s2s2s2s2sHBBB3xiI"  # struct xfrm_selector
 LIFETIMES_FORM = "8Q4Q"  # struct xfrm_lifetime_cfg, struct xfrm_lifetime_cur.
@@ -5021,10 +5024,13 @@ REPLAY_ESN_FORM = "=6I"
 REPLAY_ESN_SIZE = 24
 OFFLOAD_FORM = "=IB"  # struct xfrm_user_offload: interface, flags
 
-# linux/in.h, linux/udp.h
-IPPROTO_ICMP, IPPROTO_GRE, IPPROTO_ESP, IPPROTO_AH, IPPROTO_ICMPV6, IPPROTO_COMP, IPPROTO_MH = (
-    1, 47, 50, 51, 58, 108, 135)
+# linux/in.h, linux/in6.h, linux/ipsec.h, linux/udp.h
+IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ROUTING, IPPROTO_GRE, IPPROTO_ESP = 1, 6, 17, 43, 47, 50
+IPPROTO_AH, IPPROTO_ICMPV6, IPPROTO_DSTOPTS, IPPROTO_COMP, IPPROTO_SCTP, IPPROTO_MH = (
+    51, 58, 60, 108, 132, 135)
+IPSEC_PROTO_ANY = 255
 UDP_ENCAP_ESPINUDP_NON_IKE, UDP_ENCAP_ESPINUDP, TCP_ENCAP_ESPINTCP = 1, 2, 7
+ND_NEIGHBOR_SOLICIT, ND_NEIGHBOR_ADVERT = 135, 136  # netinet/icmp6.h
 
 # linux/if.h
 IFF_UP, IFF_BROADCAST, IFF_DEBUG, IFF_LOOPBACK, IFF_POINTOPOINT, IFF_NOTRAILERS = 1, 2, 4, 8, 0x10, 0x20
@@ -5566,8 +5572,11 @@ class KernelReader:
 # --- XFRM ---------------------------------------------------------------------------------------------------
 
 XFRM_PROTOCOLS = {
-    43: "route2", IPPROTO_ESP: "esp", IPPROTO_AH: "ah", 60: "hao", IPPROTO_COMP: "comp", 255: "ipsec-any"}
-XFRM_MODES = {0: "transport", 1: "tunnel", 2: "ro", 3: "in_trigger", 4: "beet", 5: "iptfs"}
+    IPPROTO_ROUTING: "route2", IPPROTO_ESP: "esp", IPPROTO_AH: "ah", IPPROTO_DSTOPTS: "hao",
+    IPPROTO_COMP: "comp", IPSEC_PROTO_ANY: "ipsec-any"}
+XFRM_MODES = {
+    XFRM_MODE_TRANSPORT: "transport", XFRM_MODE_TUNNEL: "tunnel", XFRM_MODE_ROUTEOPTIMIZATION: "ro",
+    XFRM_MODE_IN_TRIGGER: "in_trigger", XFRM_MODE_BEET: "beet", XFRM_MODE_IPTFS: "iptfs"}
 POLICY_DIRS = ("in", "out", "fwd")
 POLICY_ACTIONS = {XFRM_POLICY_ALLOW: "allow", XFRM_POLICY_BLOCK: "block"}
 POLICY_TYPES = {XFRM_POLICY_TYPE_MAIN: "main", XFRM_POLICY_TYPE_SUB: "sub"}
@@ -5575,7 +5584,9 @@ ENCAPSULATED = {
     UDP_ENCAP_ESPINUDP_NON_IKE: "espinudp-nonike",
     UDP_ENCAP_ESPINUDP: "espinudp",
     TCP_ENCAP_ESPINTCP: "espintcp"}
-SHARES = {0: "any", 1: "session", 2: "user", 3: "unique"}
+SHARES = {
+    XFRM_SHARE_ANY: "any", XFRM_SHARE_SESSION: "session",
+    XFRM_SHARE_USER: "user", XFRM_SHARE_UNIQUE: "unique"}
 SA_DIRECTIONS = {XFRM_SA_DIR_IN: "in", XFRM_SA_DIR_OUT: "out"}
 STATE_FLAGS = ("noecn", "decap-dscp", "nopmtudisc", "wildrecv", "icmp", "af-unspec", "align4", "esn")
 STATE_EXTRA_FLAGS = ("dont-encap-dscp", "oseq-may-wrap")
@@ -5592,7 +5603,8 @@ ALGORITHMS = (
 
 def policy_messages(host: Host) -> Iterator[Message]:
     """Yield the netlink messages with the kernel's policies.  Raises the same exceptions as exchange()."""
-    return dump(host, NETLINK_XFRM, XFRM_MSG_GETPOLICY, bytes(64))  # struct xfrm_userpolicy_id
+    body = pack_struct(POLICY_ID_FORM, b"", 0, 0)  # an empty selector, and no index or direction
+    return dump(host, NETLINK_XFRM, XFRM_MSG_GETPOLICY, body)
 
 
 def state_messages(host: Host) -> Iterator[Message]:
@@ -5632,8 +5644,9 @@ def protocol_names(host: Host) -> dict[int, str]:
             if len(words) > 1 and words[1].isdigit():
                 names.setdefault(int(words[1]), words[0])
     except OSError:
-        return {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 51: "ah", 58: "ipv6-icmp",
-                132: "sctp", 135: "mobility-header"}
+        return {IPPROTO_ICMP: "icmp", IPPROTO_TCP: "tcp", IPPROTO_UDP: "udp", IPPROTO_GRE: "gre",
+                IPPROTO_ESP: "esp", IPPROTO_AH: "ah", IPPROTO_ICMPV6: "ipv6-icmp", IPPROTO_SCTP: "sctp",
+                IPPROTO_MH: "mobility-header"}
     return names
 
 
@@ -6351,8 +6364,8 @@ def is_plutos_policy(policy: Policy, reqids: Collection[int]) -> bool:
     if any(is_plutos_reqid(template.reqid, reqids) for template in templates):
         return True
     if not templates and policy.priority == 1 and policy.action == "allow":
-        return (selector.protocol == IPPROTO_ICMPV6 and selector.source_port in (135, 136)
-                and selector.prefixes == (0, 0))
+        return (selector.protocol == IPPROTO_ICMPV6 and selector.prefixes == (0, 0)
+                and selector.source_port in (ND_NEIGHBOR_SOLICIT, ND_NEIGHBOR_ADVERT))
     is_trap = len(templates) == 1 and is_trap_template(templates[0])
     if is_trap and policy.action == "block" and not policy.priority:
         return True  # only pluto makes a blocking policy that has a template
