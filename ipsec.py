@@ -5066,6 +5066,7 @@ RTNH_F_DEAD, RTNH_F_PERVASIVE, RTNH_F_ONLINK, RTNH_F_OFFLOAD = 1, 2, 4, 8
 RTNH_F_LINKDOWN, RTNH_F_UNRESOLVED, RTNH_F_TRAP = 16, 32, 64
 RTNEXTHOP_FORM = "=HBBi"  # struct rtnexthop: length, flags, weight minus 1, interface
 RTNEXTHOP_SIZE = 8
+RTVIA_FAMILY_SIZE = 2  # struct rtvia begins with an address family; the address follows.
 CACHEINFO_FORM = "=8xiI"  # the fields 3 and 4 of struct rta_cacheinfo: expires (1/100 s), error
 RTA_DST = 1
 RTA_SRC = 2
@@ -5123,6 +5124,8 @@ MPLS_IPTUNNEL_DST, MPLS_IPTUNNEL_TTL = 1, 2
 # struct fib_rule_hdr: family, bits of destination and source, TOS, table, two unused bytes, action, flags
 FIB_RULE_FORM = "=8BI"
 FIB_RULE_SIZE = 12
+UID_RANGE_FORM = "=II"  # struct fib_rule_uid_range: first and last user
+PORT_RANGE_FORM = "=HH"  # struct fib_rule_port_range: first and last port
 FIB_RULE_INVERT, FIB_RULE_UNRESOLVED, FIB_RULE_IIF_DETACHED, FIB_RULE_OIF_DETACHED = 2, 4, 8, 16
 FR_ACT_TO_TBL, FR_ACT_GOTO, FR_ACT_NOP = 1, 2, 3
 FR_ACT_BLACKHOLE, FR_ACT_UNREACHABLE, FR_ACT_PROHIBIT = 6, 7, 8
@@ -5223,7 +5226,7 @@ NETNSA_NSID, NETNSA_FD = 1, 3
 # linux/netfilter.h, linux/netfilter/nfnetlink.h
 NF_INET_PRE_ROUTING, NF_INET_LOCAL_IN, NF_INET_FORWARD = 0, 1, 2
 NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING = 3, 4
-NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 = 1, 2, 10
+NFPROTO_INET, NFPROTO_IPV4, NFPROTO_ARP, NFPROTO_NETDEV, NFPROTO_BRIDGE, NFPROTO_IPV6 = 1, 2, 3, 5, 7, 10
 NFNL_SUBSYS_NFTABLES = 10
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 NFGENMSG_SIZE = 4  # struct nfgenmsg: family, version, resource
@@ -5263,6 +5266,10 @@ UDATA_RULE_COMMENT = 0  # libnftnl's udata.h: NFTNL_UDATA_RULE_COMMENT
 
 # linux/ip.h, linux/ipv6.h: offsets of the source address; the destination address follows the source address
 IPV4_SOURCE, IPV6_SOURCE = 12, 8
+
+# linux/timex.h
+TIME_ERROR = 5
+TIMEX_LIMIT = 512  # struct timex is smaller than this on all architectures
 
 
 # --- netlink ------------------------------------------------------------------------------------------------
@@ -6654,10 +6661,10 @@ class RouteText(KernelReader):
         text = ""
         if RTA_GATEWAY in more:
             text += f"via {self.text_of(family, more[RTA_GATEWAY])} "
-        if via := more.get(RTA_VIA):  # struct rtvia: an address family (16 bits), an address
-            other = unsigned(via[:2])
+        if via := more.get(RTA_VIA):
+            other = unsigned(via[:RTVIA_FAMILY_SIZE])
             word = "inet6" if other == AF_INET6 else "inet"
-            text += f"via {word} {self.text_of(other, via[2:])} "
+            text += f"via {word} {self.text_of(other, via[RTVIA_FAMILY_SIZE:])} "
         return text
 
     def _next_hops(self, family: int, data: bytes) -> str:
@@ -6757,7 +6764,7 @@ class RouteText(KernelReader):
         if unsigned(more.get(FRA_L3MDEV)):
             text += "lookup [l3mdev-table] "
         if users := more.get(FRA_UID_RANGE):
-            first, last = unpack_struct("=II", users)  # struct fib_rule_uid_range
+            first, last = unpack_struct(UID_RANGE_FORM, users)
             text += f"uidrange {first}-{last} "
         if protocol := more.get(FRA_IP_PROTO):
             text += f"ipproto {protocol_names(self.host).get(protocol[0], protocol[0])} "
@@ -6783,7 +6790,7 @@ class RouteText(KernelReader):
     def _rule_ports(more: Mapping[int, bytes], kind: int, mask_kind: int, word: str) -> str:
         if kind not in more:
             return ""
-        low, high = unpack_struct("=HH", more[kind])  # struct fib_rule_port_range
+        low, high = unpack_struct(PORT_RANGE_FORM, more[kind])
         mask = unsigned(more.get(mask_kind, b"\xff\xff"))
         text = f"{word} {low}" if low == high else f"{word} {low}-{high}"
         return f"{text} " if mask == 0xFFFF else f"{text}/0x{mask:x} "
@@ -16306,8 +16313,9 @@ def certificate_lines(host: Host) -> Iterator[str]:
         yield f"{certificate.nickname:<60} {trust:<5}\n"
 
 
-# NFPROTO_* of linux/netfilter.h
-NFT_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+NFT_FAMILIES = {
+    NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_ARP: "arp",
+    NFPROTO_NETDEV: "netdev", NFPROTO_BRIDGE: "bridge", NFPROTO_IPV6: "ip6"}
 
 
 def nft_ruleset(report: Report) -> Iterator[str]:
@@ -20584,9 +20592,9 @@ def check_clock(facts: Facts) -> Iterator[Trouble]:
                "timedatectl set-ntp true")
     elif any(conn.get("leftcert") or conn.get("rightcert") for conn in facts.known_conns()):
         ctypes = need("ctypes", "asking whether the clock is synchronised")
-        # adjtimex(2): a struct timex of zeros sets nothing; TIME_ERROR is 5
-        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
-        if state == 5:
+        # adjtimex(2): a struct timex of zeros sets nothing
+        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(TIMEX_LIMIT))
+        if state == TIME_ERROR:
             yield ("WARN", "NOT SYNCHRONISED",
                    "the clock is not synchronised (no NTP), so a valid certificate may count as expired",
                    "timedatectl set-ntp true")
