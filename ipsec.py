@@ -19696,7 +19696,8 @@ KERNEL_ALGORITHMS = (
     ("sha2", "hmac(sha256)", "CRYPTO_SHA256", "sha256"),
     ("sha1", "hmac(sha1)", "CRYPTO_SHA1", "sha1"),
     ("md5", "hmac(md5)", "CRYPTO_MD5", "md5"))
-# The proposals without esp=, by phase2=.  In IKEv2, libreswan proposes at least these (`algparse -v2 esp`).
+# The proposals for a connection without esp=, by the value of phase2=.  In IKEv2, libreswan proposes at least
+# these (`algparse -v2 esp`).
 DEFAULT_IKEV2 = {"esp": "aes_gcm,aes-sha2_512,aes-sha2_256", "ah": "sha2_512,sha2_256"}
 # In IKEv1, libreswan up to 4.15 proposes only the first of these (`algparse -v1 esp`).
 DEFAULT_IKEV1 = {"esp": "aes-sha1,aes-sha2_512,aes-sha2_256,aes_gcm", "ah": "sha1,sha2_512,sha2_256"}
@@ -19979,8 +19980,8 @@ def has_peer_name(tunnel: Tunnel) -> bool:
 def route_troubles(facts: Facts) -> Iterator[Trouble]:
     """Yield a Trouble for each missing route, and for each connection that has both ends on this host.
 
-    If pluto has loaded such a connection, nothing is yielded, because the check `loaded` reports the
-    connection.
+    A connection with both ends on this host is left out if pluto has loaded it, because the check `loaded`
+    then reports the connection.
     """
     for conn in facts.needed_conns():
         if both_here(facts, conn) and conn.name not in facts.loaded_names():
@@ -20553,10 +20554,11 @@ def local_packet(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> Packet
 
 
 def source_nat(facts: Facts, packet: Packet) -> tuple[str, str]:
-    """Return two texts about the source NAT of a packet.  Both are empty if NAT does not change the address.
+    """Return two texts about the source NAT of a packet.  Both are empty if NAT certainly keeps the address.
 
-    The first text is the start of a command that inserts a rule before the NAT rule, if the NAT rule
-    certainly changes the source address.  The second text is the name of a chain whose verdict is unknown.
+    The first text is for a NAT rule that certainly changes the source address of the packet, or of the packet
+    with the fields of one of SAMPLES.  The text is the start of a command that inserts a rule before the NAT
+    rule.  The second text is the name of a chain whose verdict is unknown.
     """
     head = facts.insert_command("postrouting", "nat", "snat", **packet)
     if head or not facts.undecided_chain("postrouting", "nat", **packet):
@@ -20659,17 +20661,17 @@ def listen_setting(config: Config) -> Setting | None:
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether an address is one of the loopback interface: ::1, or one that begins with 127."""
+    """Return whether an address is a loopback address: ::1, or an IPv4 address in 127.0.0.0/8."""
     return address == "::1" or address.startswith("127.")
 
 
 def port_troubles(facts: Facts, port: int) -> Iterator[Trouble]:
-    """Yield a Trouble if pluto has no socket for peers on a UDP port, or if another program has the socket.
+    """Yield a Trouble if pluto has no socket for peers on a UDP port, or if another program uses the port.
 
-    If pluto has a socket for peers, another program's socket matters only on an address that is an end of a
-    connection, and where pluto has none.  If another program uses the port, pluto's sockets on the loopback
-    interface are not sockets for peers.  Raises the same errors as Facts.process(), unless another program
-    uses the port and there is no sign that pluto runs.
+    If another program uses the port, pluto's sockets on loopback addresses do not count as sockets for peers.
+    If pluto has a socket for peers, another program's socket matters only if pluto has no socket on the same
+    address, and a connection has this address as an end.  Raises the same errors as Facts.process(), unless
+    another program uses the port and there is no sign that pluto runs.
     """
     sockets = [(entry.address, own) for entry, own in facts.sockets() if entry.port == port]
     others = [address for address, own in sockets if not own]
@@ -20777,7 +20779,7 @@ def loaded_troubles(facts: Facts, conn: Conn, entries: Sequence[dict[str, Any]],
     """Yield a Trouble if a loaded connection is not oriented, differs from the file, or can't be compared.
 
     Also yield a Trouble for a connection with auto=ondemand that is not routed.  changes() explains the
-    parameters; `entries` is its parameter `loaded`.
+    parameters.  `entries` is the parameter `loaded` of changes().
     """
     what = f"conn {conn.name}"
     if not any(entry["oriented"] for entry in entries):
@@ -20805,8 +20807,8 @@ def loaded_troubles(facts: Facts, conn: Conn, entries: Sequence[dict[str, Any]],
 def not_loaded_reason(facts: Facts, conn: Conn) -> str:
     """Return the reason why pluto has not loaded a connection.
 
-    The reason is an error in the file, or comes from a line of addconn or of pluto's log.  If there is
-    neither, the reason says that it is unknown.
+    The reason is an error in the file, or comes from a line of addconn or of pluto's log.  If none of these
+    is found, the returned text names the possible reasons.
     """
     if conn.broken:
         return str(conn.broken)
@@ -20931,7 +20933,7 @@ def loaded_subnets(entry: Mapping[str, Any], end: str) -> list[str | None]:
     return [local if end == "local" else remote for local, remote in pairs]
 
 
-# A connection that need not be up may be down for these causes.
+# If a connection need not be up, the check `up` does not report a failure with one of these causes.
 ENDED_CAUSES = frozenset((*PENDING_CAUSES, "deleted", "peer-gone"))
 
 
@@ -21186,8 +21188,8 @@ def check_nss_files(facts: Facts) -> Iterator[Trouble]:
 def has_old_database(facts: Facts) -> bool:
     """Return whether there is an old NSS database that old_database_fix() moves or migrates.
 
-    Also return True if only root can find that out, because `ipsec checknss` also works without an old
-    database.
+    Also return True if only root can read the directory of libreswan 3.x.  This is safe, because `ipsec
+    checknss` also works without an old database.
     """
     host, directory = facts.host, facts.nssdir
     old = [f"{directory}/{name}" for name in DBM_FILES]
@@ -21327,7 +21329,7 @@ def file_damage(facts: Facts, base: NssDatabase, name: str) -> str:
     size = int.from_bytes(head[28:32], "big") * (int.from_bytes(head[16:18], "big") or 1)
     if head[24:28] == head[92:96] and size > facts.host.stat(path).st_size:
         return "is cut short"
-    # NSS itself would read an endless view for ever
+    # NSS would never finish reading an endless view, so a file that may have a view is always checked
     is_checked = facts.needs_database or base.may_have_view(name)
     return base.damage(name) if is_checked else ""
 
@@ -21659,8 +21661,8 @@ def missing_psks(facts: Facts, conns: Iterable[Conn], entries: Iterable[Psk], na
     if no entry matches a connection, but a secrets file was not read; `unread` has the reasons.
     """
     name = secrets_file(facts.host, facts.config)
-    # For each ID, the lists of IDs of the entries with this ID.  The key "" is for IDs that match any ID, and
-    # for entries without IDs.  The key None is for IDs that can't be compared.
+    # A dict from an ID to the entries that have this ID.  An entry is here a list of its IDs.  The key "" is
+    # for entries without IDs, and for IDs that match any ID.  The key None is for IDs that can't be compared.
     groups: dict[str | None, list[list[str | None]]] = {}
     for entry in entries:
         for key in set(entry.ids) or {""}:
@@ -21907,8 +21909,8 @@ def holds_secrets(host: Host, name: str) -> bool:
 # Checks of connections, of versions and of policies: overlap, versions, fips, crypto_policy, selinux
 
 
-# Connections with the same networks do not overlap if one of these keywords has different values in them,
-# because the kernel can then distinguish their policies.
+# Two connections with the same networks do not overlap if they have different values for one of these
+# keywords, because the kernel can then distinguish their policies.
 SHARING_KEYWORDS = ("mark", "mark-in", "mark-out", "vti-interface", "ipsec-interface", "leftprotoport",
                     "rightprotoport", "sec-label")
 
@@ -21925,7 +21927,8 @@ UNIQUE_MARKS = ("-1", "%unique")
     fix="Remove one of the connections, or change its subnets, or set auto=ignore for it.")
 def check_overlap(facts: Facts) -> Iterator[Trouble]:
     named: dict[str, Conn] = {}
-    seen: dict[object, tuple[Conn, str]] = {}  # the first connection for networks and marks, and its peer
+    # For networks and the values of SHARING_KEYWORDS, the first connection that has them, and its peer.
+    seen: dict[object, tuple[Conn, str]] = {}
     sides = facts.sides
     for conn in facts.needed_conns():
         first = named.setdefault(conn.name, conn)
@@ -22083,8 +22086,9 @@ def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterato
 def check_findings(facts: Facts, check: Check) -> Iterator[Finding]:
     """Run one check, and yield a finding for each Trouble that the check yields.
 
-    If the check yields no Trouble, yield one finding: OK, or SKIP if the check could not see everything that it
-    must check.  If the check raises an error, even after some Troubles, yield a finding with the level SKIP.
+    If the check yields no Trouble, yield one finding.  Its level is OK, or SKIP if require_all_sources()
+    raises an error.  If the check raises an error, even after some Troubles, yield a finding with the level
+    SKIP.
     """
     is_fine = True
     facts.uses_configuration = facts.uses_tunnels = False
@@ -22126,8 +22130,8 @@ def finding_lines(finding: Finding, *, colour: bool) -> Iterator[str]:
     """Yield one or two lines of the report for a finding.
 
     The first line has the form of libreswan's verify.  If the level is not OK, the level is before the word.
-    If there is a reason, the second line has the reason, and the command that fixes the problem if there is
-    one.  If `colour` is true, escape sequences colour the word.
+    If there is a reason, the second line has the reason.  If a command can fix the problem, the second line
+    also has the command.  If `colour` is true, escape sequences colour the word.
     """
     tint = {"OK": 92, "FAIL": 91}.get(finding.level, 93)
     word = f"\x1b[{tint}m{finding.word}\x1b[0m" if colour else finding.word
