@@ -10004,8 +10004,10 @@ def password_of_file(host: Host, name: str) -> str:
 
 
 def make_directories(names: Sequence[str]) -> None:
-    """Create the directories with mode 0700; skip one that exists.  Raises OSError if one can't be
-    created."""
+    """Create the directories with mode 0700, and skip those that exist.
+
+    Raises OSError if a directory can't be created.
+    """
     for name in names:
         try:
             os.mkdir(name, 0o700)
@@ -10092,8 +10094,8 @@ class NssDatabase:
         -k) that gets the path of this file; with `twice`, the option -@ gets it, too.  So the password is
         neither on the command line nor in a file on disk.
 
-        Raises NssTool if the tool fails, or OSError (ENOSPC) if a full disk is the cause.  Raises
-        Missing or TimedOut as Host.run() does, and the errors of check_modules() and check_answers().
+        Raises NssTool if the tool fails, or OSError (ENOSPC) if a full disk is the cause.  Raises Missing or
+        TimedOut as Host.run() does, and the errors of check_modules(), check_answers() and check_views().
         """
         directory = directory or self.host.path(self.directory)
         self.check_modules()
@@ -10535,14 +10537,12 @@ class NssDatabase:
                           f"check the contents of the file, then run: chmod o-w {name}")
 
     def _is_unmapped(self, uid: int) -> bool:
-        """Return whether `uid` is the ID that the kernel shows for every user without an ID in this user
-        namespace."""
+        """Return whether `uid` stands for all users without an ID in this user namespace (overflowuid)."""
         is_initial = self.host.value("/proc/self/uid_map").split() == ["0", "0", "4294967295"]
         return not is_initial and str(uid) == self.host.value("/proc/sys/kernel/overflowuid")
 
     def _lstat(self, name: str) -> os.stat_result | None:
-        """Return the result of lstat(2) for a name in the locked directory, or None if the name does not
-        exist."""
+        """Return the result of lstat(2) for a name in the locked directory, or None if it does not exist."""
         try:
             return os.stat(name, dir_fd=self.opened, follow_symlinks=False)
         except FileNotFoundError:
@@ -10591,8 +10591,7 @@ class NssDatabase:
         return os.path.normpath(self.file(f"{place}/{name}"))
 
     def failed(self, error: OSError) -> Failure:
-        """Return the Failure that reports an OSError during a change, with a hint about the state of the
-        database."""
+        """Return the Failure for an OSError during a change.  Its hint says what state the database is in."""
         hint = "the database is unchanged"
         if self.is_decided:
             hint = "the next command for this database finishes the change"
@@ -10620,8 +10619,7 @@ class NssDatabase:
                 raise
 
     def build(self, work: Callable[[str], None]) -> None:
-        """Let `work` create database files in a new subdirectory, then move either all of them into place or
-        none.
+        """Let `work` create database files in a new subdirectory, then move all of them into place, or none.
 
         `work` is called with the path of the subdirectory.  The caller holds the lock.  Once the subdirectory
         is renamed to `.nss-commit`, the change is decided: if this process is killed after that, lock() of
@@ -10755,13 +10753,13 @@ class NssDatabase:
         return os.stat(name, dir_fd=self.opened).st_uid in (0, os.geteuid())
 
     def _finish(self, fd: int) -> None:
-        """Move the files of `.nss-commit`, whose descriptor is `fd`, into place.  Raises OSError if this
-        fails.
+        """Move the files of `.nss-commit`, whose descriptor is `fd`, into place.
 
         An existing cert9.db or key4.db is overwritten in one SQLite transaction, so that a running pluto,
         which has the file open, sees the change.  If the transaction is not possible, or the file belongs to
         another user, the file is replaced.  A file that another program has locked is not replaced, because
         SQLite would apply the journal of that program to the new file.  pkcs11.txt is always replaced.
+        Raises OSError if a file is locked or can't be moved.
         """
         for name in NSS_FILES:
             try:
@@ -10879,8 +10877,8 @@ def same_content(host: Host, one: str, other: str) -> bool:
     """Return whether two SQLite files hold the same data.
 
     Comparing the bytes is not enough, because a counter in the file differs in a copy that snapshot() made.
-    Return False if the bytes differ and the data can't be compared, because Python lacks sqlite3 or a file is
-    not a SQLite file.  Raises OSError if a file can't be read.
+    The data can't be compared if Python lacks sqlite3, or if a file is not a SQLite file.  Files with
+    different bytes then count as different.  Raises OSError if a file can't be read.
     """
     if host.read(one) == host.read(other):
         return True
@@ -11049,8 +11047,7 @@ def check_database(base: NssDatabase) -> None:
 
 
 def certificate_state(parsed: Parsed, days: int) -> str:
-    """Return the state of a certificate: `expired`, `expiring` if it expires within `days` days, or
-    `valid`."""
+    """Return `expired`, `expiring` if the certificate expires within `days` days, or `valid`."""
     left = parsed.expires - time.time()
     if left < 0:
         return "expired"
@@ -11095,9 +11092,9 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
     """Import a PKCS#12 file or PEM files, and return the nicknames of the new certificates.
 
     Imported CAs become trusted for IPsec.  `password` returns the password of the PKCS#12 file.  If
-    `nickname` is not empty, the certificate that has the private key gets this nickname, or the first new
-    certificate if the files have no key.  The change is made with build(), completely or not at all.  Raises
-    Failure or OSError if the import fails.
+    `nickname` is not empty, the certificate that has the private key gets this nickname.  If the files have
+    no private key, the first new certificate gets it.  The change is made with build(), completely or not at
+    all.  Raises Failure or OSError if the import fails.
     """
     host = base.host
     pkcs12, pkcs12_password = read_pkcs12(host, names, password, nickname)
@@ -11206,11 +11203,12 @@ def import_failure(name: str, failure: NssTool) -> Failure:
 
 
 def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
-    """Convert PEM certificates to PKCS#12, with the private key of one of them if `pem` has a key.
+    """Convert PEM certificates, and the private key if `pem` has one, to PKCS#12.
 
     The program openssl converts the data.  The password of the result is `pem`.  `nickname`, unless it is
     empty, is the nickname of the certificate with the key.  Raises Failure if openssl can't convert the data,
-    TimedOut if openssl does not end, and Missing if openssl or memory_file() is missing.
+    and TimedOut if openssl does not end.  Raises Missing if openssl is not installed, or as memory_file()
+    does.
     """
     source, password = host.memory_file(pem), host.memory_file(b"pem\n")
     try:
@@ -11240,7 +11238,8 @@ class KeyTexts(Record):
 
     `base64` is the form that leftrsasigkey= and IPSECKEY records use: for an RSA key the format of RFC 3110,
     for an ECDSA key the point without its first byte.  `spki` is the DER SubjectPublicKeyInfo in base64.
-    `keyid` is the first 9 characters of `base64` for an RSA key, and of the CKAID in base64 for an ECDSA key.
+    `keyid` has 9 characters.  For an RSA key, they are the first ones of `base64`.  For an ECDSA key, they
+    are the first ones of the CKAID in base64.
     `algorithm` is the number of the key's algorithm in IPSECKEY records.
     """
 
@@ -11334,7 +11333,7 @@ HALVES = {"0.0.0.0/0": ("0.0.0.0/1", "128.0.0.0/1"), "::/0": ("::/1", "8000::/1"
 def split_net(net: str) -> tuple[bytes, int]:
     """Split ADDRESS[/BITS] into the packed address and the number of bits.
 
-    Without /BITS, the number is the size of the address.  Raises OSError or ValueError for invalid text.
+    Without /BITS, the number is 32 for IPv4 and 128 for IPv6.  Raises OSError or ValueError for invalid text.
     """
     address, _, bits = net.partition("/")
     data = packed_address(address)
@@ -11345,8 +11344,7 @@ class RouteWords:
     """The fields of a netlink message for a route that is described in the words of ip-route(8)."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        """Convert the words to fields.  Raises OSError for an unknown word, a missing value or a bad
-        value."""
+        """Convert the words to fields.  Raises OSError for an unknown word and for a missing or bad value."""
         self.attributes = b""
         self.metrics = b""
         self.table = RT_TABLE_MAIN
@@ -11418,16 +11416,15 @@ class Routing:
         self.host = host
 
     def _ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
-        """Send a netlink request of type `kind`, and return the body of each message in the kernel's
-        answer."""
+        """Send a netlink request of type `kind`, and return the bodies of the messages that answer it."""
         return [buffer[start:end] for buffer, start, end in
                 exchange(self.host, NETLINK_ROUTE, [(kind, NLM_F_ACK | flags, body)])]
 
     def _change(self, add: bool, kind: int, body: bytes) -> None:
-        """Create an object, or delete the object if not `add`.
+        """If `add`, create the object that `body` describes, otherwise delete it.
 
-        `kind` is the type of the request that creates it (RTM_NEW...).  Raises OSError with errno EEXIST if
-        the object to create exists.
+        `kind` is the type of the request that creates the object (RTM_NEW...).  Raises OSError with errno
+        EEXIST if the object to create exists.
         """
         if add:
             self._ask(kind, NLM_F_CREATE | NLM_F_EXCL, body)
@@ -11770,8 +11767,9 @@ def comment_of_userdata(userdata: bytes) -> str:
 # --- NFLOG --------------------------------------------------------------------------------------------------
 
 NFLOG_ALL = "all-ipsec"  # This is the prefix of the rules for nflog-all= (ipsec.conf(5)).
-# In rules of nf_tables, libreswan 5.x appends an ending to NFLOG_ALL, which depends on the direction: `in`
-# for packets that were received through a tunnel, `out` for packets that will be sent through a tunnel.
+# In rules of nf_tables, libreswan 5.x appends one of these endings to NFLOG_ALL.  The direction selects the
+# ending: `in` is for packets that were received through a tunnel, `out` for packets that will be sent through
+# a tunnel.
 NFLOG_ENDINGS = {"in": "-input", "out": "-output"}
 # The prefix of the rules that checknflog makes for nflog= is this text, followed by the name of the
 # connection; see conn_prefix()
@@ -11871,13 +11869,12 @@ class Iptables:
         return f"{name}{self.flavour}{suffix}"
 
     def usable(self) -> bool:
-        """Return whether the -save and -restore programs for each address family of this kernel are
-        installed."""
+        """Return whether iptables-save and -restore are installed for each address family of this kernel."""
         return all(self.host.which(self._program(family, end)) for family in self.families
                    for end in ("-save", "-restore"))
 
     def legacy(self, timeout: float = 10.0) -> bool:
-        """Return whether these programs are the legacy flavour, which does not use nf_tables.
+        """Return whether the backend's programs are the legacy flavour, which does not use nf_tables.
 
         Raises Failure if iptables can't be run, and TimedOut if it does not end within `timeout` seconds.
         """
@@ -12089,8 +12086,7 @@ def libreswan_updown(host: Host) -> str:
 
 
 def has_switch(script: str, name: str) -> bool:
-    """Return whether the text of a libreswan script has the line `NAME=true`, which marks a built-in
-    feature."""
+    """Return whether a libreswan script has the line `NAME=true`, which marks a built-in feature."""
     return any(line.strip() == f"{name}=true" for line in script.splitlines())
 
 
@@ -12322,10 +12318,10 @@ def make_nflog(host: Host, config: Config) -> list[str]:
 
 
 def deleted_nflog_lines(replaced: Sequence[FoundRule], wanted: Sequence[Capture]) -> list[str]:
-    """Return a line to print for each removed group: a group for which `replaced` has a rule and `wanted` has
-    none.
+    """Return a line to print for each group that has a rule in `replaced`, but none in `wanted`.
 
-    The groups of nflog-all= and of each connection count separately.  The words of the lines are libreswan's.
+    Only rules of checknflog count.  The groups of nflog-all= and of each connection count separately.  The
+    words of the lines are libreswan's.
     """
     kept = {(nflog_owner(rule.prefix), rule.group) for rule in wanted}
     lines = []
@@ -12525,8 +12521,7 @@ class Updown:
         return self.change(f"route {action} {net} {' '.join(words)}", fine, change)
 
     def route_to(self, address: str, source: str = "") -> Route | OSError:
-        """Return the route that the kernel selects for an address, or the kernel's error if it has no
-        route."""
+        """Return the route that the kernel selects for an address, or the kernel's error if there is none."""
         try:
             return self.routing.lookup(address, source)
         except OSError as error:
@@ -12556,8 +12551,8 @@ class Updown:
             return self._route("replace")
         net = self.get("PLUTO_PEER_CLIENT_NET")
         try:
-            # if `proxied`, _route() deletes the route that was added for the entry; only without this route
-            # does _proxy() find the interface of the entry
+            # If `proxied`, _route() deletes the route that was added for the entry.  After that, _proxy()
+            # finds the interface of the entry.
             self.proxied = self._may_need_proxy() and self.routing.is_proxied(net)
         except OSError:
             self.proxied = False
@@ -12609,9 +12604,9 @@ class Updown:
     def _proxy(self, add: bool) -> None:
         """Add or remove the proxy ARP (or NDP) entry for the peer's client network.
 
-        The entry is for a single address in a directly connected network, whose interface has a hardware
-        address.  Do nothing in other cases, if the address belongs to this host, or if _may_need_proxy()
-        returns False.  After adding an entry, set `proxied`, so that a route is added too.
+        Do nothing if _may_need_proxy() returns False or the address belongs to this host.  Also do nothing if
+        the address is not in a directly connected network, or if the interface of this network has no
+        hardware address.  After adding an entry, set `proxied`, so that a route is added too.
 
         route() removes this route before the entry.  If the route has a next hop, libreswan's script removes
         neither of them.  This host would then answer for the address even if the client comes back to the
@@ -12630,8 +12625,11 @@ class Updown:
         self.proxied = self.proxied or add  # the kernel answers only for addresses to which it has a route
 
     def _may_need_proxy(self) -> bool:
-        """Return whether the peer's client is a single address other than the peer itself, and this end's
-        client is not this host itself."""
+        """Return whether the client networks of both ends permit a proxy ARP (or NDP) entry.
+
+        The peer's client network must be a single address other than that of the peer.  The client network of
+        this end must not be this host itself.
+        """
         net, peer = self.get("PLUTO_PEER_CLIENT_NET"), self.get("PLUTO_PEER_CLIENT")
         return (peer.rpartition("/")[2] == str(self.bits) and net not in ("0.0.0.0", "::", self.get("PLUTO_PEER"))
                 and self.get("PLUTO_MY_CLIENT_NET") != self.get("PLUTO_ME"))
@@ -12729,12 +12727,12 @@ class Updown:
         return devices[0] if devices else interface
 
     def _device_of_next_hop(self) -> str:
-        """Return the interface of the route to the next hop, or an empty text if PLUTO_INTERFACE is to be
-        used.
+        """Return the interface of the route to the next hop.
 
-        The script of 5.4 always uses PLUTO_INTERFACE.  If left= is an address of the loopback interface, a
-        route through PLUTO_INTERFACE does not work: the kernel never applies IPsec to packets that it routes
-        to this interface (net.ipv4.conf.lo.disable_xfrm).
+        Return an empty text if PLUTO_INTERFACE should be used.  The script of 5.4 always uses it.  If left=
+        is an address of the loopback interface, a route through PLUTO_INTERFACE does not work: the kernel
+        never applies IPsec to packets that it routes to the loopback interface
+        (net.ipv4.conf.lo.disable_xfrm).
         """
         hop = self.get("PLUTO_NEXT_HOP")
         if self.link_flags(self.get("PLUTO_INTERFACE")) & IFF_LOOPBACK:
@@ -12926,8 +12924,7 @@ class Updown:
     # --- names ----------------------------------------------------------------------------------------------
 
     def notify(self, up: bool) -> None:
-        """Report to NetworkManager that the connection is up or down, if NetworkManager manages the
-        connection."""
+        """If NetworkManager manages the connection, report to it that the connection is up or down."""
         if self.is_yes("PLUTO_NM_CONFIGURED"):
             reason = "connect" if up else "disconnect"
             self.host.print(f"sending {reason} signal to NetworkManager")
@@ -12935,9 +12932,9 @@ class Updown:
                 self.host.run([NM_HELPER], env={**self.host.exported(), "libreswan_reason": reason}, timeout=30)
 
     def resolver(self, up: bool) -> int:
-        """If `up`, use the name servers and domains that the peer sent (mode config), otherwise restore the
-        old ones.
+        """If `up`, use the name servers and domains that the peer sent; otherwise restore the old ones.
 
+        The peer sends them in mode config (IKEv1) or in the configuration payload (IKEv2).
         Without PLUTO_CFG_CLIENT, do this only with systemd-resolved.  Raises Failure for an unknown
         PLUTO_DNS_RESOLVER, and OSError if a file can't be written.
         """
@@ -13088,8 +13085,7 @@ def resolv_conf_backups(host: Host) -> tuple[str, str]:
 
 
 def restore_resolv_conf(host: Host) -> None:
-    """Restore the resolv.conf that was saved when a peer's name servers were written, and remove the saved
-    copies.
+    """Restore the resolv.conf that _resolv_conf() of Updown saved, and remove the saved copies.
 
     If another program has written or removed resolv.conf since then, its change stays.  Raises OSError if a
     file can't be read or written.
@@ -13147,8 +13143,8 @@ def updown_defaults(host: Host) -> dict[str, str]:
 DEFAULT_RUNDIRS = ("/run/pluto", "/var/run/pluto")
 SERVICE_NAMES = ("ipsec", "libreswan", "pluto")
 NOT_OURS = ("strongswan", "charon", "racoon", "setkey")  # Other programs whose service may be called `ipsec`.
-# Seconds that modprobe, addconn and the status commands of init systems may take, and within
-# which a new pluto must answer
+# modprobe, addconn and the status commands of init systems are stopped after this number of seconds.  A new
+# pluto must answer within the same time.
 CHECK_TIME = 60.0
 ANSWER_TIME = 5.0  # Seconds within which a healthy pluto answers.
 # The ways to end pluto, one after the other, each with the seconds to wait until pluto has ended
@@ -13410,9 +13406,9 @@ def stack_stop(host: Host) -> list[str]:
     """Remove pluto's states and policies from the kernel, restore the sysctls, and return an empty list.
 
     If a pluto may run, change nothing and return the lines of signs_of_pluto().  Modules stay loaded, because
-    unloading them may take very long.  If a sysctl can't be restored, print a warning and leave those after it
-    as they are.  Raises what flush_states_and_policies() raises, and OSError if the file of saved_sysctls()
-    can't be removed.
+    unloading them may take very long.  If a sysctl can't be restored, print a warning and do not restore the
+    sysctls after it.  Raises what flush_states_and_policies() raises, and OSError if the file of
+    saved_sysctls() can't be removed.
     """
     signs = signs_of_pluto(host)
     if signs:
@@ -13641,9 +13637,9 @@ class Direct:
     def _launch(self, argv: list[str]) -> None:
         """Start pluto and wait until it answers.
 
-        If pluto ends, or does not answer within CHECK_TIME, kill pluto, print its last lines on standard
-        error, call clean_up(), and raise Failure.  The status of Failure is pluto's exit status, or ERROR if
-        that is 0 or if pluto did not answer.
+        If pluto does not answer within CHECK_TIME, kill it.  After that, or if pluto ends by itself, print
+        its last lines on standard error, call finish_stop(), and raise Failure.  The status of Failure is
+        pluto's exit status, or ERROR if that is 0 or if pluto did not answer.
         """
         host, log = self.host, self._log()
         size_before = host.stat(log).st_size if host.exists(log) else 0
@@ -14153,9 +14149,10 @@ def act(host: Host, service: Service, action: str, *, dry: bool) -> int:
 def check_action(host: Host, service: Service, action: str) -> None:
     """Raise Failure if the action must not be passed to the init system.
 
-    A masked service can't be started.  A service uses only its own ipsec.conf, run directory and NSS database;
-    another NSS database matters only for a start.  A start or restart fails if the configuration has errors
-    that the init system would not report in time.
+    A masked service can't be started.  A service uses only its own ipsec.conf, run directory and NSS
+    database, so others are refused.  Another NSS database is refused only for a start or
+    restart.  A start or restart also fails if the configuration has errors that the init system would not
+    report in time.
     """
     is_start = action in ("start", "restart")
     if service.masked and is_start:
@@ -14175,7 +14172,7 @@ def check_action(host: Host, service: Service, action: str) -> None:
 
 
 def ask_status(host: Host, manager: Manager, argv: Sequence[str]) -> int:
-    """Run the init system's status command, print its output, and return the exit status of the LSB."""
+    """Run the init system's status command, print its output, and return the status that the LSB defines."""
     ran = host.run(argv, timeout=CHECK_TIME)
     host.print(ran.text + decode(ran.err), end="")
     own_status = ran.text.partition("; ")[0]  # after `; `, runit prints the status of the log service
@@ -14503,6 +14500,7 @@ def load_rest(name: str = "") -> None:
 
     Sections 1, 2, 10 and 12 are the front, which the archive always runs first.  Each other section or
     subsection is a block.
+
     A block is a list of pieces of compressed bytecode.  The zlib dictionary of a piece is the end of the
     front, followed by the constants of the piece, which are the same for all interpreters.  If the archive
     has no bytecode for a block, the block is three numbers: the number of lines before it in ipsec.py, and
@@ -14607,8 +14605,10 @@ def is_mentioned(name: str) -> bool:
 
 
 def command_names(host: Host) -> list[str]:
-    """Return the sorted names of the commands that --help lists: built-in commands and programs of the exec
-    directory."""
+    """Return the sorted names of the commands that --help lists.
+
+    They are the built-in commands and the programs of the exec directory.
+    """
     load_rest()
     names = {entry.name for entry in COMMANDS.values() if not entry.hidden}
     try:
