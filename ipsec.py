@@ -14703,8 +14703,8 @@ def unknown_command(host: Host, name: str) -> Failure:
 
     If the name is in NOT_HERE, the error says why the command can't run.  If it is in SYNONYMS, the error
     names the right command.  Otherwise the error suggests a command with a similar name.  A command that
-    changes something is suggested only if the names differ in one letter, or in the order of two letters.
-    The user may have meant a command that only reads.
+    changes something is suggested only if the names differ in one letter, or in the order of two adjacent
+    letters.  A name that differs more may stand for a command that only reads.
     """
     if "/" in name or name in (".", "..", ""):
         return Failure(f"ipsec: {quote(name)} is not a command name", ERROR,
@@ -14881,8 +14881,8 @@ def program_place(words: Sequence[str]) -> int:
 def shown_arguments(words: Sequence[str]) -> str:
     """Return a command line without secrets.
 
-    For an IPsec program, LEFT_OUT replaces each unknown argument, and each value of an option that may be
-    secret.  For another program, only its name and the number of its arguments are shown.
+    For an IPsec program, LEFT_OUT replaces each unknown argument, and the value of each option that is not in
+    SHOWN_VALUES.  For another program, only its name and the number of its arguments are shown.
     """
     if not words:
         return ""
@@ -15145,8 +15145,9 @@ DUMP_RUN = DUMP_START + "{3,}.*"
 # Two or three pairs of hexadecimal digits, as in the last row of a dump.  After the pairs, the line ends, or the
 # same bytes follow as text.
 SHORT_RUN = DUMP_START + r"{1,2}(?: *$|(?:  | \[).*)"
-# Bytes in other forms: with colons, in groups of four or eight digits, or escaped.  An address in the log line of a
-# firewall rule or in the output of `ip link` can have as many pairs, and ip-xfrm(8) shows a bitmap in such groups.
+# Bytes in other forms: with colons, in groups of four or eight digits, or escaped.  The lookbehinds exclude
+# two public texts of the same form: hardware addresses in the logs of firewall rules and in the output of
+# ip-link(8), and the bitmap that ip-xfrm(8) prints.
 GROUPED_BYTES = (r"(?<!MAC=)(?<!permaddr )(?<!brd )(?<!infiniband )"
                  r"(?<!\t )(?<!\t [0-9a-f]{8} )(?<![\w.:])(?:(?:[0-9A-Fa-f]{2}:){7,}[0-9A-Fa-f]{2}"
                  r"|(?:[0-9A-Fa-f]{4} ){3,}[0-9A-Fa-f]{2,4}"
@@ -15156,8 +15157,8 @@ GROUPED_BYTES = (r"(?<!MAC=)(?<!permaddr )(?<!brd )(?<!infiniband )"
 PLAIN_BYTES = (r"\s*(?:[\w /]+: \d+ \((?:[0-9a-f]{2} ?){1,4}\)"
                r"|(?:\w+ (?:SPI|spis?|cookie)|IP (?:start|end)): (?:[0-9a-f]{2} {0,2}){4,8})\s*")
 LONG_HEX = r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{17,}(?![0-9A-Za-z])"  # A number longer than an IKE SPI.
-# A word with at least eight letters and digits of both kinds, in a message about a secret.  Names with a dot, a
-# hyphen or an underscore, addresses, numbers and DH groups such as modp2048 do not match.
+# A word of eight or more letters and digits, at least one of each, in a message about a secret.  Names with a
+# dot, a hyphen or an underscore, addresses, numbers and DH groups such as modp2048 do not match.
 OPAQUE_WORD = (r"(?<![\w@.:/=(<-])(?!modp\d{4}\b|curve25519\b|0x[0-9a-f]{1,16}\b)"
                r"(?=[a-z+/]*\d)(?=[\d+/]*[a-z])[a-z0-9+/]{8,}=*(?![\w@.:)>-])")
 # Bytes in base64 in a debug message
@@ -15276,9 +15277,9 @@ def is_cut(text: str) -> bool:
 HIDDEN_WORDS = "push veth tnl results ikey rkey idpl sticking trustee trustor tunnelrule"
 TEXT_SOURCES = ("{}/pluto", "{}/addconn", "/usr/lib*/libnss*3.so", "/usr/lib/*/libnss*3.so")
 PROGRAM_TEXT = rb"[\t\n -~]{5,}(?=\0)"
-# Parts of a message that are shown whatever their words are: the name of a connection before a colon or number,
-# IDs, names in certificates, names of users and interfaces, the version of the kernel, and masks.  A word is any
-# other run of MESSAGE_WORD.
+# Parts of a message that are shown whatever their words are: the name of a connection before a colon or
+# number, IDs, names in certificates, names of users and interfaces, the version of the kernel, and masks.
+# MESSAGE_WORD matches each word in the rest of the message.
 PUBLIC_PARTS = (
     r"\"[^\"]*\"(?=\[\d|:| #\d)|'[@%][^']*'|[\"'][^\"']{0,300}\b[A-Z]{1,3}=[^\"']{0,300}[\"']"
     r"|(?:\bID_\w+:|\b(?:ID[ir]?|certificate)) [\"'][^\"']*[\"']|\b(?:CN|OU?|C|ST|L|E|DC)=[^,\"']+"
@@ -15292,7 +15293,7 @@ HOST = r"[0-9a-fA-F.:/]*[.:][0-9a-fA-F.:/-]*|[\w-]+(?:\.[\w-]+)+"
 
 
 class PlutoWords:
-    """The known words: those that the messages of the installed pluto consist of.
+    """The known words, from which the messages of the installed pluto are made.
 
     They are the words in pluto's executable, in addconn, in NSS and in the errors of the C library, and the names and
     values in ipsec.conf.  Any other word in pluto's log comes from a human, a script or a peer, so it may be a secret.
@@ -15397,7 +15398,7 @@ class PlutoWords:
         """
         import re
         if len(re.findall(r"\d+|\D+", part)) > 4:
-            return False  # letters and digits by turns, as in random text
+            return False  # letters and digits alternate, as in random text
         if not self._words:
             return not re.fullmatch(r"[A-Z][a-z]{3,}\d\d+", part)
         for letters in re.findall("[A-Za-z]{%d,}" % shortest, part):
@@ -15441,8 +15442,9 @@ class LogFilter:
     def lines(self, lines: Iterable[str], *, shared: bool = False) -> Iterator[str]:
         """Yield the selected lines as a report shows them.
 
-        `shared` is true if other programs write to the log too.  Then lines that name no program are left out.
-        Pluto's own log file (logfile=) is not shared.  Its lines name no program, so without_program() shows them.
+        `shared` is true if other programs write to the log too.  Then lines that name no program are left
+        out.  Pluto's own log file (logfile=) is not shared, so without_program() shows its lines that have
+        neither a time nor the name of a program.
         """
         for line in joined_pieces(lines):
             program, start = self.program_of(line)
@@ -15699,7 +15701,7 @@ class ReportSection(Record):
     - `live`: only a running system has the data, and not a mounted disk.
     - `slow`: the body may block or take a long time, so it runs in a thread.
     - `apart`: the text may be very long, so the body runs in a process, on another processor.
-    - `bulk`: the kernel wrote the text, so secrets are masked by value and not by pattern.
+    - `bulk`: the kernel wrote the text, so only learned secrets and PEM keys are masked.
     - `blocks`: the body calls the resolver, which can't be interrupted.  The section is left out if no thread
       can be made.
     """
@@ -15936,8 +15938,8 @@ class Worker:
     def deliver(self, timeout: float, write: Callable[[str], None]) -> str:
         """Write the text of the section as it arrives, and return the outcome.
 
-        `timeout` limits the seconds that this method waits for text, all waits together.  If no text has arrived
-        before the call, the time since the start of the section counts as a wait.
+        `timeout` is the limit, in seconds, for the sum of all waits for text.  If no text has arrived before
+        the call, the time since the start of the section counts as a wait.
         """
         import codecs
         import select
@@ -16401,7 +16403,8 @@ def nft_text(value: object) -> str:
 
 Condition = tuple[str, str, bool]  # a field, its values separated by commas, whether the condition is negated
 Rule = tuple[list[Condition], str]  # the conditions of the rule, and its target
-# The fields of a packet.  A value has all spellings of the field's value, separated by blanks: "udp 17"
+# The fields of a packet, by name.  A value that has several spellings is stored with all of them, separated
+# by blanks: "udp 17"
 Packet = dict[str, str]
 Table = tuple[str, "dict[str, Chain]"]  # the family (ip, ip6, or inet for both), and the chains by name
 UNKNOWN_CONDITION: Condition = ("?", "", False)
@@ -17095,8 +17098,8 @@ def nf_tables_names(host: Host) -> set[tuple[int, str]]:
 
 # --- causes: why a connection may be down -------------------------------------------------------------------
 #
-# The table of causes, and the functions that find the cause of a line of pluto's log.  The next part loads this
-# part with load_part() when it reads the first line about a connection.
+# This part has the table of causes, and the functions that find the cause in a line of pluto's log.  The next
+# part loads this part with load_part() when it reads the first line about a connection.
 
 
 class Cause(Record):
@@ -17891,7 +17894,7 @@ def refusal_of(text: str) -> Cause | None:
 
 # --- diagnosis: what pluto's log says of a connection -------------------------------------------------------
 #
-# Finds pluto's log, and the last attempt in the log to bring a connection up.  This part only reads logs.
+# This part finds pluto's log, and the last attempt in the log to bring a connection up.  It only reads logs.
 # Sources: the messages in the source of libreswan 3.25, 3.32, 4.3, 4.10, 5.2, 5.4 and main, and logs of real
 # plutos whose tunnels failed for known causes.
 
@@ -18038,7 +18041,10 @@ def journal_title(argv: Sequence[str]) -> str:
 
 
 def log_sources(host: Host, config: Config, timeout: float) -> Iterator[Callable[[], list[str]]]:
-    """Yield a function for each file or command that may have pluto's log.  It returns the last lines."""
+    """Yield a function for each file or command that may have pluto's log.
+
+    Each function returns the last lines of its file or command.
+    """
     logfile = config.setup("logfile")
     if logfile:
         yield lambda: tail_of_file(host, logfile)
@@ -18120,8 +18126,10 @@ class Attempt:
 
     - `first`, `last`: the first and the last of these lines
     - `from_peer`: whether the peer started the attempt
-    - `ike_up`, `was_up`: whether the IKE SA, and any Child SA, was established
-    - `ended`: `up` after a Child SA was established, `taken down` after this host took the connection down, else empty
+    - `ike_up`: whether the IKE SA was established
+    - `was_up`: whether a Child SA was established
+    - `ended`: `up` after a Child SA was established, `taken down` after this host took the connection down.
+      Before both, it is empty.
     - `rounds`: a list of clues for each request for a Child SA since a Child SA was last established
     """
 
@@ -18424,8 +18432,9 @@ def explain_tunnels(host: Host, failed: Sequence[TunnelRow]) -> None:
 # the facts that several checks need; the checks, in the order of the report; the report and the command.
 # Before each group of checks is a comment `Checks of ...` with the names of the checks.
 
-# A problem that a check has found: the level (WARN, FAIL, or SKIP if something can't be checked), the word
-# that the report prints in brackets, the reason, and a command that fixes the problem or an empty string
+# A problem that a check has found.  The fields: the level, the word that the report prints in brackets, the
+# reason, and a command that fixes the problem.  The level is WARN, FAIL or, if something can't be checked,
+# SKIP.  The command is empty if no command fixes the problem.
 Trouble = tuple[str, str, str, str]
 
 
@@ -18641,7 +18650,7 @@ class Facts:
         return is_denied and not self.host.superuser
 
     def require_all_sources(self) -> None:
-        """Raise NotChecked if the current check could not see the whole configuration or all connections.
+        """Raise NotChecked if the current check used an incomplete configuration or an incomplete list of tunnels.
 
         Raises PermissionError instead if root could read the files that this process can't read.
         """
@@ -18883,7 +18892,7 @@ class Facts:
     def pluto_signs(self) -> list[str]:
         """Return the reasons to believe that pluto runs, one sentence each (signs_of_pluto).
 
-        These also show a pluto whose process is not visible to this process.
+        There can be such reasons even if this process can't see the process of pluto.
         """
         return signs_of_pluto(self.host)
 
@@ -18936,7 +18945,7 @@ class Facts:
 
     @property
     def is_fips(self) -> bool:
-        """Whether the kernel is in FIPS mode.  False if the kernel has no FIPS mode: the file does not exist."""
+        """Whether the kernel is in FIPS mode.  False if /proc/sys/crypto/fips_enabled does not exist."""
         return self.host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
 
     @property
@@ -19277,9 +19286,9 @@ def check_xfrm(facts: Facts) -> Iterator[Trouble]:
 
 
 def disabled_xfrm(facts: Facts) -> Iterator[Trouble]:
-    """Yield a Trouble if the sysctl disable_xfrm is on, or can't be read.
+    """Yield a Trouble for each sysctl disable_xfrm that is 1 or can't be read.
 
-    The sysctls are that of `all` and those of the interfaces towards peers.
+    The function reads the sysctl of `all` and of each interface towards a peer.
     """
     for device in dict.fromkeys(("all", *(tunnel.device for tunnel in facts.tunnels))):
         if device in ("", "lo"):
@@ -19447,7 +19456,7 @@ def refused_by_addconn(config: Config, line: str) -> tuple[str, str]:
 
 
 def addconn_complaints(facts: Facts, lines: Sequence[str]) -> Iterator[Trouble]:
-    """Yield a Trouble for each of the first three complaints of addconn about a configuration it accepts.
+    """Yield Troubles for at most three complaints of addconn about a configuration that addconn accepts.
 
     A complaint is left out if the built-in parser reports a problem of the same line or the same keyword.
     """
