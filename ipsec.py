@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """ipsec - libreswan's ipsec(8) command in one file that runs anywhere.
 
-Read this file from top to bottom.  A section or part uses earlier ones.  There are two exceptions: reports use
-the results of verify, and barf uses its summary, through load_part().
+Read this file from top to bottom.  A section or part uses only earlier ones.  There are two exceptions: the
+part `reports` uses the results of `verify`, and the part `barf` uses `the summary of barf`.  Both call
+load_part() for this.
 
    1. Constants and errors     7. NSS
    2. Host                     8. Firewall
@@ -750,9 +751,9 @@ def lock_at_once(fd: int) -> bool:
 def why_untrusted(directory: str) -> str:
     """Return why root must not run programs from a directory, or an empty string if root may.
 
-    Root may if only root can write to the directory, to the directories above it, and to those of the links in
-    its path.  Root may also if there is no such directory, and only root could create it.  The sticky bit, as of
-    /tmp, is no protection, because other users can create files in such a directory.
+    Root may if only root can write to the directory and to each directory that its path goes through, also by
+    links.  Root may also if the directory does not exist and only root could create it.  The sticky bit, as
+    of /tmp, is no protection, because other users can create files in such a directory.
     """
     import stat
 
@@ -1211,7 +1212,7 @@ class Host:
     def writable(self, name: str) -> bool:
         """Return whether this process is permitted to write to a file, or to create files in a directory.
 
-        Return False on a read-only disk.  Raises TimeoutError.
+        Return False on a read-only file system.  Raises TimeoutError.
         """
         def is_writable(path: str) -> bool:
             rights = os.W_OK | os.X_OK if os.path.isdir(path) else os.W_OK
@@ -1703,7 +1704,7 @@ class Host:
         Raises Missing if there is no such program, and Failure if the program can't be executed.  The
         generator raises TimedOut after it has waited for `timeout` seconds in total, and Failure if the
         program's status is not 0.  Closing the generator kills the program.  The module subprocess is not
-        used, because its import takes longer than most programs of a report run.
+        used: most programs of a report take less time than its import.
         """
         path = self._program(argv, hint)
         reader, writer = os.pipe()
@@ -1730,7 +1731,8 @@ class Host:
                 timeout: float | None) -> Generator[bytes, None, None]:
         """Yield an empty chunk, and then the chunks that the program `child` writes to a pipe until it ends.
 
-        Raises TimedOut after `timeout` seconds, and Failure if the exit status of the program is not 0.
+        Raises TimedOut after it has waited for `timeout` seconds in total, and Failure if the exit status of
+        the program is not 0.
         """
         import select
         status = None
@@ -1838,8 +1840,8 @@ class Host:
     def memory_file(self, data: bytes) -> int:
         """Return a descriptor of an in-memory file (memfd_create(2)) that holds the data.
 
-        A program can open it as /proc/self/fd/N any number of times.  The data never reaches a disk.  Raises
-        Missing if /proc is not mounted, or if the system has no memfd_create(2).
+        A program can open it as /proc/self/fd/N any number of times.  The data never reaches a file on disk.
+        Raises Missing if /proc is not mounted, or if the system has no memfd_create(2).
         """
         if not os.path.isdir("/proc/self/fd"):
             raise Missing("/proc is not mounted, so secrets can't be passed to a program safely",
@@ -2042,10 +2044,10 @@ class Host:
     def libreswan_version(self) -> str | None:
         """Return the version of the installed libreswan, such as `4.10`, or None if no version is found.
 
-        libreswan's programs print the version: in releases 3.25 to 5.4, the output of `whack --version` is
-        like `Libreswan 4.10`.  If no program prints the version, or with --root, which runs no program, the
-        version is read from the `ipsec` script, or else from the code of the programs.  With --root, it is
-        read from the package manager's list if neither has it.  The result is kept for later calls.
+        The version is taken from the first of these places that has it: the output of libreswan's programs,
+        the `ipsec` script, and the code of the programs.  In releases 3.25 to 5.4, `whack --version` prints
+        text like `Libreswan 4.10`.  With --root, no program is run, and the last place is the package
+        manager's list.  The result is kept for later calls.
         """
         if self.version == "":
             self.version = self._version()
@@ -2670,7 +2672,7 @@ def looks_like_id(text: str) -> bool:
 
 
 def is_key_word(text: str) -> bool:
-    """Return whether a word is a kind of key, such as `PSK`, or ends with a colon and one (`@id:PSK`)."""
+    """Return whether a word is a kind of key (`PSK`), or ends with a colon and a kind of key (`@id:PSK`)."""
     return text.rpartition(":")[2].lower() in KEY_KINDS
 
 
@@ -2760,18 +2762,21 @@ _SPEAKS_OF_SECRET = (r"(?:passw|passphrase|\bpass\b|secret|psk|pwd|\bkeys?\b(?! 
 # Ordinary words with capital letters inside, which is_harmless_word() accepts
 MIXED_CASE = frozenset(
     "IPsec IKEv1 IKEv2 OpenVPN WireGuard strongSwan StrongSwan NetworkManager macOS iOS".split())
-# Comments, log prefixes and searched strings of firewall rules, as iptables, nft and pyroute2 write them
+# Comments, log prefixes and strings to match (iptables -m string) of firewall rules, as iptables, nft and
+# pyroute2 write them
 REMARKS = (r"((?:--comment|--(?:nf|u)?log-prefix|--(?:hex-)?string|STRING match|"
            r"(?<![\w-])(?:comment|(?:nflog-)?prefix)(?=[ \t=]+[^-\s]))"
            rf"(?:[ \t]+|=))({_QUOTED}|[^\s\"\']+)|(/\* )([^\n]*?)(?= \*/)")
 REMARK_HINTS = ("comment", "prefix", "/* ", "string")
 # _BYTES is a pattern for bytes in hexadecimal or base64.  It matches no address, and no name that has one of
 # the characters . : @ - or _.  Because the patterns of SECRET_PLACES ignore case, _BYTES also matches a word
-# of 12 or more letters.  Therefore _NO_BYTES excludes, after a blank, a pointer and a word of small letters,
-# whose first letter may be a capital.  It excludes neither if a colon or `=` is before the blank.
+# of 12 or more letters.  Therefore text that _NO_BYTES matches is not masked: a pointer, or a word of small
+# letters, which may begin with a capital.  _NO_BYTES matches only after a blank, and not if a colon or `=` is
+# before the blank.
 _NO_BYTES = r"(?<![:=] )(?<![:=]  )(?<= )(?:0x[0-9a-f]{1,12}\b|(?-i:[A-Z]?[a-z]+)\b)"
 _BYTES = r"(?:0x)?(?:[0-9a-f]{12,}|(?=[A-Za-z0-9+/]*[0-9A-Z])[A-Za-z0-9+/]{12,}={0,2})(?![\w.:@-])"
-# A pattern for an option of the NSS tools whose value may be a password.  A command may have several of them.
+# A pattern for an option of the NSS tools whose value may be a password.  A command may have several such
+# options.
 NSS_PASSWORD = (r"(\b(?:pk12|cert|crl|mod)util\b[^\n]*?[ \t]-[WKP][ \t]*)(?![\ue000 \t]|\[redacted)"
                 r"(?:(?![ \t]-)[^\n])+")
 # The places of secrets in text.  A row has hints and a pattern.  The pattern ignores case; its first group is
@@ -2847,9 +2852,10 @@ SECRET_PLACES = (
 HINTS = frozenset(("util", *REMARK_HINTS)).union(*(hints for hints, _ in SECRET_PLACES))
 # Patterns for rows of dumps in hexadecimal.  The first group is the text before the bytes, which is kept.
 # SHORT_ROW is for up to three bytes, as in the last row of a dump.  At least two blanks are before the bytes,
-# at the start of the line or after the bar of pluto's log.
+# at the start of the line or after the `|` of pluto's log.
 SHORT_ROW = r"^(.*?\|  +|  +)((?:[0-9a-f]{2} {1,2}){0,2}[0-9a-f]{2})(?:$|   .*)"
-# These patterns are for four or more bytes, and for two or more pairs of bytes, anywhere in the line.
+# BYTES_ROW is for four or more bytes, PAIRS_ROW for two or more pairs of bytes, of which the last may be
+# incomplete.  Both match anywhere in the line.
 BYTES_ROW = r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b"
 PAIRS_ROW = r"((?<![0-9A-Za-z])(?:0x)?)((?:[0-9A-Fa-f]{4} {1,2})+[0-9A-Fa-f]{2,4})\b"
 MASK = "\ue000"  # MASK replaces a secret.  At the end it becomes REDACTED, so that no pattern matches REDACTED.
@@ -3115,7 +3121,7 @@ class Redactor:
         return self._patterns[pattern]
 
     def _mask_places(self, text: str) -> str:
-        """Mask what SECRET_PLACES match, commands of the NSS tools, remarks of firewall rules, and dumps.
+        """Mask the secrets that SECRET_PLACES, NSS_PASSWORD and REMARKS match, and learned secrets in dumps.
 
         Return the text.
         """
@@ -3239,14 +3245,14 @@ def escape_others(text: str, form: str, plain: str) -> str:
 
 
 def base64_forms(data: bytes) -> set[str]:
-    """Return the data in base64: one text for the data alone, and up to three for a part of longer data.
+    """Return the data in base64: alone (one text), and as a part of longer data (up to three texts).
 
-    The base64 text of a part depends on the offset of the part modulo 3.  A text of a part with fewer than 8
-    digits is left out, because other data could have the same digits.
+    As a part of longer data, the text depends on the offset of the data modulo 3.  Such a text with fewer
+    than 8 digits is left out, because other data could have the same digits.
     """
     import binascii
     forms = {binascii.b2a_base64(data, newline=False).decode().rstrip("=")}
-    # leave out the first digits and the last digit if they also hold bits of bytes outside the part
+    # leave out the first digits and the last digit if they also hold bits of the bytes around the data
     for offset, first in ((0, 0), (1, 2), (2, 3)):
         inner = binascii.b2a_base64(bytes(offset) + data, newline=False).decode().rstrip("=")[first:]
         if (offset + len(data)) % 3:
@@ -3338,8 +3344,8 @@ def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
 def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the data of the chunks in pieces of whole lines.
 
-    If a chunk takes a line to LONGEST_PIECE bytes or more, but does not end the line, the rest of the line is
-    dropped.  The start of the line is then a piece of its own.
+    If a line has LONGEST_PIECE bytes or more at the end of a chunk, the rest of the line is dropped.  The
+    start of the line is then a piece of its own.
     """
     line = b""  # the start of a line whose end has not come yet
     for chunk in chunks:
@@ -3466,8 +3472,9 @@ ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strict
            "xauthusername": "username", "xauthname": "username"}
 # Each row names releases, and the spellings of keywords that only these releases know; `-` stands for no
 # release.  A row continues in lines that begin with a blank.  Every release knows the other spellings of the
-# tables above.  A spelling with `_` exists only if it is listed here.  `setup` marks keywords of config setup,
-# `side` keywords of a connection that begin with left or right, and `conn` all other keywords of a connection.
+# tables above.  A spelling with `_` exists only if it is listed here.  `setup` marks keywords of config
+# setup.  `side` marks keywords of a connection that begin with left or right, and `conn` marks all other
+# keywords of a connection.
 KEYWORD_RELEASES = """
 3.25-3.32  setup crl_strict curl_iface curl_timeout disable_port_floating force-busy force_keepalive forwardcontrol
  fragicmp hidetos ikeport keep_alive klipsdebug nat-ikeport nat_ikeport nat_traversal nocrsend ocsp-trust-name
