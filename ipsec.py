@@ -24448,8 +24448,8 @@ OPERATIONS = {
     "up": (False, "--initiate"), "down": (False, "--terminate"), "route": (False, "--route"),
     "unroute": (False, "--unroute"), "delete": (False, "--delete"), "add": (True, ""),
     "replace": (True, ""), "start": (True, "--initiate"), "ondemand": (True, "--route")}
-# Requests that older releases do not have.  For each request: the first release that has it, and texts.  In
-# older releases, the lines of the full status that begin with these texts answer the request.
+# For each request that older releases do not have: the first release that has it, and the beginnings of some
+# lines.  In older releases, the lines of the full status with these beginnings answer the request.
 SINCE: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     "--connectionstatus": ((5, 0), ('"',)),
     "--briefconnectionstatus": ((5, 0), ('"',)),
@@ -24717,8 +24717,9 @@ class WhackRunner:
         """Print why a connection did not come up; return the exit status of the command.
 
         Print nothing if the connection is up by now, or if whack reports no failure and the kind of the
-        connection has no IPsec SA.  Otherwise, take the connection down with --once, or with --timeout but
-        without --keep-trying.  `status` is whack's exit status, or None if whack did not end in time.
+        connection has no IPsec SA.  If the cause is printed, also take the connection down with --once, or
+        with --timeout but without --keep-trying.  `status` is whack's exit status, or None if whack did not
+        end in time.
         """
         diagnoser: Diagnoser = load_part("Diagnoser")(self.host, 10.0)
         diagnoser.whack_lines = wait.lines
@@ -26343,7 +26344,8 @@ def label_text(label: str) -> str:
 def metrics_command(host: Host, args: Args) -> int:
     """Run `ipsec metrics`; return 0, even if pluto does not answer.
 
-    Raises Failure if the user is not permitted to connect to pluto, OSError if the output can't be written.
+    Raises Failure if the user is not permitted to connect to pluto, and OSError if the output can't be
+    written.
     """
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
     output = args.file("--output")
@@ -26718,7 +26720,7 @@ def known_to_all(key: str) -> str:
 
 
 def keyword_order(key: str) -> int:
-    """Return the sort key of a keyword: 0 for left*, 1 for right*, 3 for x-* and x_*, 2 for others."""
+    """Return the sort key of a keyword: 0 for left*, 1 for right*, 2 for others, 3 for x-* and x_*."""
     if key.startswith("left"):
         return 0
     if key.startswith("right"):
@@ -27078,7 +27080,7 @@ class Reload:
         return self.load_copies(lines, [conn.name for conn in conns])
 
     def loads_without_pool(self, conn: Conn) -> bool:
-        """Return whether a connection in ipsec.conf has an address pool and loads as a copy without the pool.
+        """Return whether the connection has an address pool and pluto accepts a copy of it without the pool.
 
         Pluto refuses a copy whose pool overlaps with the pool of the loaded connection but differs from it.
         """
@@ -27115,10 +27117,11 @@ class Reload:
             self.whack("--name", name, "--delete")
 
     def plan(self) -> tuple[list[Step], int, list[str]]:
-        """Return the steps of the reload, the number of unchanged connections, and the names of others.
+        """Return the steps of the reload, the number of unchanged connections, and the names of kept
+        connections.
 
-        The others are in pluto but not in ipsec.conf, and are kept.  To find the steps, copies are loaded
-        into pluto and deleted again, even with --dry-run.
+        The kept connections are in pluto but not in ipsec.conf.  To find the steps, copies are loaded into
+        pluto and deleted again, even with --dry-run.
         """
         self.digests = Digests(self.host)
         loaded = loaded_connections(self.host, self.timeout)
