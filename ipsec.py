@@ -22490,9 +22490,9 @@ def pluto_log(report: Report) -> Iterator[str]:
     """Yield pluto's messages from the file of logfile= and from the journal.
 
     If that file can't be read and the journal has no messages, yield the messages from the first of SYSLOGS
-    that has a start of pluto.  Raises Missing if no log is found.  Raises PermissionError or Denied, after
-    all other text, if this process is not permitted to read the file or the journal, and none of SYSLOGS was
-    used.
+    that has a start of pluto.  If this process is not permitted to read the file or the journal, and none of
+    SYSLOGS was used, the other text is yielded first.  Then PermissionError or Denied is raised.  Raises
+    Missing if no log is found.
     """
     denied: Exception | None = None
     in_file = in_journal = in_syslog = False
@@ -22595,8 +22595,9 @@ def shortened_log(report: Report, lines: Iterable[str], *, shared: bool = False)
 def log_text(report: Report, name: str, *, shared: bool = False) -> Iterator[str]:
     """Yield shortened_log() of a log file from the time `report.since` to the end.
 
-    If that is 0, the lines begin with pluto's last start or, if the log has none, with the first line.  At
-    most the last LOG_TAIL bytes of the file are read.  Raises OSError if the file can't be read.
+    If `report.since` is 0, the lines begin with pluto's last start.  If the log has no start of pluto, the
+    lines begin with the first line.  At most the last LOG_TAIL bytes of the file are read.  Raises OSError if
+    the file can't be read.
     """
     host = report.host
     size = host.stat(name).st_size
@@ -22652,8 +22653,8 @@ def processes(report: Report) -> Iterator[str]:
 def pluto_line(host: Host, pid: int | None) -> str:
     """Return a line that says whether pluto runs.
 
-    `pid` is the PID of pluto's process, or None if no such process is visible.  Pluto may then still run, and
-    the line has the first of signs_of_pluto(), if there is one.
+    `pid` is the PID of pluto's process, or None if no such process is visible.  If no process is visible,
+    pluto may still run.  If signs_of_pluto() finds signs of that, the line has the first of them.
     """
     if pid:
         return f"pluto: process {pid}"
@@ -22782,7 +22783,7 @@ def packages(report: Report) -> Iterator[str]:
 
 
 def surroundings(report: Report) -> Iterator[str]:
-    """Yield what restricts this process: container, cgroup, capabilities, seccomp."""
+    """Yield lines about the restrictions of this process: container, cgroup, capabilities, seccomp."""
     host = report.host
     for name in ("/.dockerenv", "/run/.containerenv", "/run/systemd/container"):
         if host.exists(name):
@@ -22831,7 +22832,7 @@ def pluto_answer(word: str) -> SectionBody:
     return body
 
 
-# The files that start the service, and the files with its options
+# The files that start the service, and the files with the service's options
 SERVICE_FILES = (
     "/etc/systemd/system/ipsec.service", "/etc/systemd/system/ipsec.service.d/*.conf",
     "/usr/lib/systemd/system/ipsec.service", "/lib/systemd/system/ipsec.service",
@@ -22850,7 +22851,7 @@ def service_line(name: str) -> Callable[[str], str]:
 
 
 def service_files(report: Report) -> Iterator[str]:
-    """Yield the text of the systemd unit or init script, of its drop-ins, and of the files with its options.
+    """Yield the text of the systemd unit or init script, of its drop-ins, and of the service's option files.
 
     A file with several names is yielded once.  Raises Missing if none of these files exists.
     """
@@ -23158,8 +23159,9 @@ def iptables_lists(report: Report) -> Iterator[str]:
     """Yield the chain IPSEC of the `mangle` tables of IPv4 and IPv6, then the table `filter` of IPv4.
 
     iptables-legacy creates each table that it lists.  Therefore a table is listed only if the kernel's
-    ip_tables or ip6_tables already has it; other variants of iptables always list `filter`.  A chain IPSEC
-    that does not exist is left out.  Raises Failure if iptables can't be run or can't list `filter`.
+    ip_tables or ip6_tables already has it.  With other variants of iptables, `filter` is always listed.  A
+    chain IPSEC that does not exist is left out.  Raises Failure if iptables can't be run or can't list
+    `filter`.
     """
     host = report.host
     backend: Iptables = load_part("Iptables")(host)
@@ -23406,11 +23408,11 @@ class PacketFates:
         return None
 
     def protected_sources(self, destination: str) -> Iterator[tuple[str, str]]:
-        """Yield each network whose packets to the destination would enter a tunnel, and an address in it.
+        """Yield pairs: a network whose packets to the destination would enter a tunnel, and a source address.
 
-        The address is an address of this host or, if the network contains no address of this host,
-        first_address() of the network.  Raises OSError if the kernel refuses to list policies, states or
-        addresses.
+        The source address is in the network.  It is an address of this host or, if the network contains no
+        address of this host, first_address() of the network.  Raises OSError if the kernel refuses to list
+        policies, states or addresses.
         """
         own_addresses = [address for address, _, _, _ in self.routing.addresses()]
         networks = set()
@@ -23539,8 +23541,8 @@ def packet_query(host: Host, args: Args) -> PacketQuery:
 def show_command(host: Host, args: Args) -> int:
     """Run `ipsec show [DEST...]`.  Without DEST, return OK.  Otherwise return the status of show_packets().
 
-    Raises Failure if the command line is wrong, if DEST has no address, or with status 4 if the user is not
-    permitted to read the policies.
+    Raises Failure if the command line is wrong, or if DEST has no address.  Raises Failure with status 4 if
+    the user is not permitted to read the policies.
     """
     if args.flag("--version"):
         host.print(f"version: {VERSION}")
@@ -23676,8 +23678,8 @@ class Diagnosis(Record):
 
     A text is empty if there is nothing to say.  `state` is up, partly up, down, on demand (waits for a
     packet), waiting (for a client), not loaded, not oriented, or unknown.  `when` is the time of the evidence
-    in seconds since the epoch, or None if unknown.  For a connection that is up, it is the time at which the
-    oldest SA came up.
+    in seconds since the epoch, or None if unknown.  For a connection that is up, `when` is the time at which
+    the oldest SA came up.
     """
 
     connection: str
@@ -23740,8 +23742,8 @@ class Diagnoser:
         """Return the names of the connections in the file, then the names that only pluto has.
 
         Connections that pluto has not loaded and should not load are left out.  If pluto can't be asked, only
-        the names in the file are returned.  Raises Failure (LSB_UNKNOWN) if the file has no connections and a
-        running pluto can't be asked, OSError if the file can't be read.
+        the names in the file are returned.  Raises Failure (LSB_UNKNOWN) if the file has no connections, and
+        pluto runs but can't be asked.  Raises OSError if the file can't be read.
         """
         problem: Exception | None = None
         loaded: Iterable[str] = ()
@@ -23915,7 +23917,7 @@ class Diagnoser:
             evidence=[self._shown(last)], tried=tried)
 
     def _unknown_peer(self) -> tuple[str, LogLine] | None:
-        """Return the last address that pluto refused and that is not the peer of a loaded connection.
+        """Return the last address that pluto refused, except addresses of the peers of loaded connections.
 
         The second value is the line of pluto's log about the refused request.  Return None if the log has no
         such line.  Raises the errors of log().
@@ -24220,7 +24222,10 @@ class Diagnoser:
 
 
 def text_about_attempt(attempt: Attempt | None) -> str:
-    """Return a text about the last attempt, if pluto's log does not say why it failed.  None: no attempt."""
+    """Return a text about the last attempt, for which pluto's log has no cause.
+
+    `attempt` is None if there was no attempt.
+    """
     if attempt is None:
         return "pluto's log has no attempt since pluto started"
     if attempt.was_up:  # libreswan 5 does not log that the peer deletes an SA of IKEv2
