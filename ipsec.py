@@ -8283,7 +8283,7 @@ class Request:
             raise Failure(f'ipsec whack: {quote(self.given["name"])}: no reason for --name', NO_PLUTO)
 
         if self.version >= (5, 4) and "remote-host" in self.given and self.command != "initiate":
-            raise Failure("ipsec whack: --remote-host is for --initiate", NO_PLUTO)
+            raise Failure("ipsec whack: --remote-host needs --initiate", NO_PLUTO)
 
     def pack(self) -> bytes:
         """Return the message as bytes.  Raises Failure if the strings are too long or contain a NUL."""
@@ -8292,7 +8292,7 @@ class Request:
         self._set("magic", self._magic())
         strings = self._packed_strings()
         if len(strings) > STRINGS_ROOM or any("\0" in text for text in self.strings.values()):
-            raise Failure("ipsec whack: a name is too long, or contains a NUL character", NO_PLUTO)
+            raise Failure("ipsec whack: a value is too long or contains a NUL character", NO_PLUTO)
         return bytes(self.data) + strings
 
     def _magic(self) -> int:
@@ -8630,7 +8630,8 @@ def parse_seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < 1e9:
-        raise Failure(f"ipsec: --timeout {quote(text)}: must be a number of seconds greater than 0", USAGE)
+        raise Failure(f"ipsec: --timeout {quote(text)}: must be a number of seconds, greater than 0 and "
+                      "less than 1000000000", USAGE)
     return value
 
 
