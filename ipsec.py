@@ -27123,8 +27123,7 @@ class Reload:
             self.whack("--name", name, "--delete")
 
     def plan(self) -> tuple[list[Step], int, list[str]]:
-        """Return the steps of the reload, the number of unchanged connections, and the names of kept
-        connections.
+        """Return the steps, the number of unchanged connections, and the names of kept connections.
 
         The kept connections are in pluto but not in ipsec.conf.  To find the steps, copies are loaded into
         pluto and deleted again, even with --dry-run.
