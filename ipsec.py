@@ -14733,8 +14733,10 @@ def unknown_command(host: Host, name: str) -> Failure:
 
 
 def is_slip(word: str, meant: str) -> bool:
-    """Return whether two words differ only in one letter (changed, added or left out) or in the order of two
-    adjacent letters."""
+    """Return whether two words differ only in one letter, or in the order of two adjacent letters.
+
+    The letter may be changed, added or left out.
+    """
     if abs(len(word) - len(meant)) > 1:
         return False
     same = len(os.path.commonprefix((word, meant)))
@@ -14818,7 +14820,7 @@ HARMLESS_VARIABLES = frozenset((
     "IPSEC_VERSION CTLSOCKET ENABLED START RESTART DEBUG").split())
 OPTION_VARIABLES = frozenset(
     "PLUTO_OPTIONS IPSEC_OPTIONS OPTIONS PLUTO_ARGS DAEMON_ARGS COMMAND_ARGS".split())
-# The names of settings in os-release(5) and lsb-release, and the names of release files of one line
+# The names of settings in os-release(5) and lsb-release, and the names of single-line release files
 RELEASE_KEYS = frozenset((
     "NAME VERSION ID ID_LIKE VERSION_ID VERSION_CODENAME PRETTY_NAME BUILD_ID VARIANT VARIANT_ID CPE_NAME "
     "PLATFORM_ID DISTRIB_ID DISTRIB_RELEASE DISTRIB_CODENAME DISTRIB_DESCRIPTION UBUNTU_CODENAME "
@@ -15400,9 +15402,11 @@ class PlutoWords:
         return True
 
     def _knows_part(self, part: str, shortest: int) -> bool:
-        """Return whether all runs of letters in a part of a word are known, or have fewer than `shortest` letters.
+        """Return whether each run of letters in a part of a word is harmless.
 
-        If no words are known, return whether the part does not look like a password.
+        A run is harmless if it has fewer than `shortest` letters, if it is a known word or consists of known
+        words (`KnownWords`), or if it is a short abbreviation in capitals.  If no words are known, return
+        whether the part does not look like a password.
         """
         import re
         if len(re.findall(r"\d+|\D+", part)) > 4:
@@ -15499,7 +15503,7 @@ class LogFilter:
         if program == "systemd":
             if not any(word in message.lower() for word in ("ipsec", "pluto", "libreswan")):
                 return None
-            for mark in ("ignoring: ", "absolute: ", "Environment=", "Executing: "):  # a text of a unit file follows
+            for mark in ("ignoring: ", "absolute: ", "Environment=", "Executing: "):  # text of a unit file follows
                 head, found, _ = message.partition(mark)
                 if found:
                     message = head + mark + REDACTED
@@ -15571,10 +15575,11 @@ class LogFilter:
 
 
 class AnyText(LogFilter):
-    """Selects and masks the lines of any text: lines of logs, and lines of other known forms.
+    """Selects and masks the lines of a text of any kind.
 
-    These forms are comments, and the lines of ipsec.conf, of systemd units, of files with settings, of the
-    configurations of rsyslog, syslog-ng and the resolver, and of ps(1).
+    Lines of logs are handled as in LogFilter.  The other known kinds of lines are comments, and the lines of
+    ipsec.conf, of systemd units, of files with settings, of the configurations of rsyslog, syslog-ng and the
+    resolver, and of ps(1).
     """
 
     def __init__(self, pluto_words: PlutoWords | None = None) -> None:
@@ -16605,8 +16610,8 @@ class NftReader:
     """Parses the output of `nft list ruleset`.
 
     `wrapped` maps an IP family to the iptables program that stores the rules of this family in nf_tables.  A
-    rule in a chain of iptables must be added with this program: iptables misreads some rules that nft adds to
-    such a chain, so iptables-save would lose or change the rules.
+    rule in a chain of iptables must be added with this program.  If nft adds the rule, iptables may misread
+    the rule, and iptables-save then omits or changes it.
     """
 
     def __init__(self, wrapped: Mapping[str, str]) -> None:
@@ -16946,9 +16951,9 @@ def rule_fits(conditions: Sequence[Condition], packet: Mapping[str, str]) -> boo
 def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str]) -> str:
     """Return what a chain of `table` does with a packet: accept, drop, snat or dnat.
 
-    If no rule decides, return the policy of the chain.  A chain that another chain calls has an empty policy.
-    Return `?` if the result depends on a condition that can't be evaluated, or on a target whose effect is
-    unknown.
+    If no rule decides, return the policy of the chain.  The policy is empty if the chain runs only when
+    another chain jumps to it.  Return `?` if the result depends on a condition that can't be evaluated, or on
+    a target whose effect is unknown.
     """
     possible: set[str] = set()  # the results of the rules for which it is unknown whether they match
     for conditions, target in chain.rules:
@@ -17940,8 +17945,10 @@ def last_start(host: Host, name: str) -> int | None:
 
 
 class LogLine(Record):
-    """A line of pluto's log: its time in seconds since the epoch (None if the line has no time), and its
-    message."""
+    """A line of pluto's log.
+
+    `when` is the time in seconds since the epoch, or None if the line has no time.  `text` is the message.
+    """
 
     when: float | None
     text: str
@@ -18102,7 +18109,10 @@ TAKEN_DOWN = ("terminating SAs using this connection", "initiating delete of con
 
 
 def child_came_up(text: str) -> bool:
-    """Return whether a line reports that a Child SA came up.  Other lines about an established one don't count."""
+    """Return whether a line reports that a Child SA came up.
+
+    A line that mentions an established Child SA for another reason does not count.
+    """
     return has_any(CHILD_UP, text) and not has_any(("delete established", "in use by"), text)
 
 
@@ -18286,7 +18296,7 @@ def starts_ike(text: str) -> bool:
 
 
 def answers_ike(text: str) -> bool:
-    """Return whether a line is one of the first that pluto logs about an IKE SA that the peer starts."""
+    """Return whether a line is among the first lines of pluto about an IKE SA that the peer starts."""
     return has_any(PEER_STARTS, text) and "sent ike_sa_init request" not in text.lower()
 
 
@@ -18326,9 +18336,9 @@ def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
 def last_clues(attempts: Sequence[Attempt]) -> list[Clue]:
     """Return the clues of the last failed attempt, in the order of the table of causes.
 
-    If no attempt has failed, return the clues of one that still runs, or an empty list.  Attempts before the
-    last established Child SA are ignored.  Attempts without clues are skipped, because pluto can begin such
-    an attempt between a failure and the end of `ipsec up --once`.
+    If no attempt has failed, return the clues of an attempt that still runs, or an empty list.  Attempts
+    before the last established Child SA are ignored.  Attempts without clues are skipped, because pluto can
+    begin such an attempt between a failure and the end of `ipsec up --once`.
     """
     pending: list[Clue] = []
     for attempt in reversed(attempts):
@@ -19082,12 +19092,12 @@ class Facts:
                     yield name, chain, verdict(table, chain, fields)
 
     def insert_command(self, hooks: str, kind: str = "", wanted: str = "drop", **packet: str) -> str:
-        """Return a command if a chain certainly gives a packet the verdict `wanted`, by default drop.
+        """Return the command to insert a rule at the start of a chain whose verdict on a packet is `wanted`.
 
-        Otherwise return an empty string.  The command inserts a rule at the start of that chain; the caller
-        appends the rule.  `hooks` are the names of netfilter hooks, separated by blanks; only chains at these
-        hooks are evaluated.  `kind` is a value of Chain.kind.  `packet` has the fields of a Packet, with `_`
-        in place of `-` in their names; the default family is IPv4.  Raises the same errors as `tables`.
+        The caller appends the rule to the command.  Return an empty string if no chain certainly has this
+        verdict.  `hooks` are the names of netfilter hooks, separated by blanks.  Only chains at these hooks
+        are evaluated.  `kind` is a value of Chain.kind.  `packet` has the fields of a Packet, with `_` in
+        place of `-` in their names; the default family is IPv4.  Raises the same errors as `tables`.
         """
         for _, chain, answer in self._verdicts(hooks, kind, packet):
             if answer == wanted:
