@@ -9691,12 +9691,12 @@ def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
 # ============================================================================================================
 # 7. NSS
 #
-# This section reads and changes the NSS database with pluto's certificates and keys: cert9.db, key4.db and
-# pkcs11.txt in one directory.  NSS's own tools change the content.  A change of several files (create, move,
-# migrate, import) is atomic: the new files are built in a subdirectory, the complete subdirectory is renamed
-# to `.nss-commit`, and its files are then moved into place.  If the command is killed after the rename, the
-# next command moves the remaining files.  A subdirectory that another user owns or can write to is neither
-# read nor emptied.
+# This section reads and changes the NSS database that holds pluto's certificates and keys: cert9.db, key4.db
+# and pkcs11.txt in one directory.  NSS's own tools change the content.  A change of several files (create,
+# move, migrate, import) is atomic: the new files are built in a subdirectory, the complete subdirectory is
+# renamed to `.nss-commit`, and its files are then moved into place.  If the command is killed after the
+# rename, the next command moves the remaining files.  A subdirectory that another user owns or can write to
+# is neither read nor emptied.
 # Reading needs no tools if Python has sqlite3: cert9.db and key4.db are SQLite files with a row for each
 # object and a column for each PKCS#11 attribute.  The name of a column is `a` followed by the number of the
 # attribute in hex.
@@ -9742,8 +9742,8 @@ TRUST_COLUMNS = ("ace536358", "ace536359", "ace53635b", "ace53635a")
 TRUST_LETTERS = {0xce534351: "P", 0xce534352: "C", 0xce53435a: "p", 0xce53435b: "c"}
 NSS_EMPTY = b"\xa5\x00\x5a"  # NSS stores an attribute of length 0 as these bytes (sdb.c)
 
-# The kinds of public keys, by the content of the DER object identifier of the algorithm,
-# in hex (RFC 3279 and RFC 4055)
+# The kind of a public key, by its algorithm.  The algorithm is the content of a DER object identifier, in hex
+# (RFC 3279 and RFC 4055).
 KEY_KINDS_OF_DER = {"2a864886f70d010101": "RSA", "2a864886f70d01010a": "RSA", "2a8648ce3d0201": "ECDSA"}
 
 # The short names of attributes in distinguished names, by the content of the DER object identifier, in hex
@@ -9937,9 +9937,9 @@ def der_time(text: str, short: bool) -> int:
     """Return a time of a certificate in seconds since 1970.
 
     If `short`, the text is a UTCTime, whose year has two digits (RFC 5280, section 4.1.2.5.1); otherwise it
-    is a GeneralizedTime.  Raises ValueError if a part of the time is not a number or there is no such month;
-    the ranges of the other parts are not checked.  This code does not use the module calendar, whose import
-    takes longer than reading a database.
+    is a GeneralizedTime.  Raises ValueError if a part of the time is not a number, or if the month is not 1
+    to 12.  The ranges of the other parts are not checked.  This code does not use the module calendar, whose
+    import takes longer than reading a database.
     """
     if short:
         text = ("19" if text[:2] >= "50" else "20") + text
@@ -10786,8 +10786,9 @@ class NssDatabase:
         """Return pairs: a CA certificate that is not trusted for IPsec, and the trust that it needs.
 
         That trust is `CT` for SSL, and unchanged for the other uses.  If `only` is given, the result has only
-        certificates with these DER encodings.  A CA that is distrusted for SSL (`p`) is left out.  So is a
-        certificate that can't be parsed, which causes a warning.  Raises what certificates() raises.
+        certificates with these DER encodings.  A CA that is distrusted for SSL (`p`) is left out.  For a
+        certificate that can't be parsed, print a warning and leave it out.  Raises what certificates()
+        raises.
         """
         wrong: list[tuple[Certificate, str]] = []
         for certificate in self.certificates():
@@ -11247,8 +11248,8 @@ class KeyTexts(Record):
     `base64` is the form that leftrsasigkey= and IPSECKEY records use: for an RSA key the format of RFC 3110,
     for an ECDSA key the point without its first byte.  `spki` is the DER SubjectPublicKeyInfo in base64.
     `keyid` has 9 characters.  For an RSA key, they are the first ones of `base64`.  For an ECDSA key, they
-    are the first ones of the CKAID in base64.
-    `algorithm` is the number of the key's algorithm in IPSECKEY records.
+    are the first ones of the CKAID in base64.  `algorithm` is the number of the key's algorithm in IPSECKEY
+    records.
     """
 
     keyid: str
@@ -11842,7 +11843,7 @@ def is_capture(prefix: str) -> bool:
 
 
 def rule_place(rule: Capture | FoundRule) -> tuple[str, str]:
-    """Return the chain of a connection's rule, and its source and destination as normalised networks.
+    """Return a pair: the chain of a connection's rule, and the rule's networks in normalised form.
 
     Two such rules of the same connection match the same packets if this value is the same.
     """
@@ -13839,13 +13840,13 @@ MANAGERS = (
     Manager("rc.d", "", "", "/etc/rc.d/{} /usr/local/etc/rc.d/{}", "{path} one{action}"),
     Manager("sysvinit", "init", "", "/etc/init.d/{} /etc/rc.d/init.d/{}", "{path} {action}"),
 )
-# Interpreters of init scripts, and for each the only init system that can run scripts for it
+# Interpreters of init scripts, each with the only init system that can run its scripts
 INTERPRETERS = {"openrc-run": "openrc", "runscript": "openrc", "rc.common": "procd"}
 # A process called `init` is not always sysvinit: WSL, LinuxKit and many images have one that runs no
 # services.  It counts as sysvinit only if one of these files exists.  sysvinit and busybox's init read
 # inittab; of these two, only sysvinit has the other files (init(8), initctl(5), telinit(8)).
 SYSVINIT_MARKS = ("/etc/inittab", "/run/initctl", "/dev/initctl", "/sbin/telinit", "/usr/sbin/telinit")
-# Files of s6-overlay.  It is process 1 of containers, most of which are not expected to run pluto.
+# Files of s6-overlay.  s6-overlay is process 1 of containers.  Few of these containers should run pluto.
 S6_OVERLAY_MARKS = ("/package/admin/s6-overlay", "/etc/s6-overlay", "/etc/s6/init")
 # The environment variable in which act() passes the path of the init script that it runs, see runs_this()
 SCRIPT_MARK = "IPSEC_INIT_SCRIPT"
@@ -13956,9 +13957,9 @@ def service_of(host: Host, manager: Manager) -> Service | None:
 def systemd_service(host: Host, manager: Manager) -> Service | None:
     """Return systemd's unit for pluto: the first that exists and is not masked, else a masked one, else None.
 
-    A unit `ipsec` may belong to strongSwan (an alias in Debian), so is_ours() checks the programs that a unit
-    starts.  If systemctl fails, return the unit `ipsec`; when systemctl runs again for the action, it prints
-    the reason.  Raises Failure if systemctl can't be run.
+    A unit `ipsec` may belong to strongSwan (in Debian, as an alias), so is_ours() checks the programs that a
+    unit starts.  If systemctl fails, return the unit `ipsec`; when systemctl runs again for the action, it
+    prints the reason.  Raises Failure if systemctl can't be run.
     """
     units = [f"{name}.service" for name in SERVICE_NAMES]
     properties = [f"--property={name}" for name in ("Id", "LoadState", "ExecStart")]
@@ -14054,10 +14055,10 @@ def named_service(host: Host, name: str, action: str) -> Service:
 def detected_service(host: Host, action: str) -> Service | None:
     """Return the service with which an init system of this host runs pluto.
 
-    An init script of sysvinit is used even if sysvinit does not run.  Return None if no init system serves
-    this process.  If there is no service, return None, or raise Failure if process 1 is an init system that
-    should have one (serves_host()).  Raises Failure also if choose_service() can't decide between several
-    services.
+    An init script of sysvinit is used even if sysvinit does not run.  Return None if there is no service, or
+    if outside() says that the init system does not serve this process.  Raises Failure if process 1 is an
+    init system that should have a service (serves_host()), but there is none.  Raises Failure also if
+    choose_service() can't decide between several services.
     """
     where = outside(host)
     if where:
@@ -14100,10 +14101,11 @@ def without_service(manager: Manager, action: str) -> Failure:
 
 
 def choose_service(host: Host, services: Sequence[Service], action: str) -> Service:
-    """Return the only service, or the one of the init system that is process 1, with a warning.
+    """Return the only service, or one of several.
 
-    A script of sysvinit counts only if there is no other service.  Raises Failure if several services are
-    left and none belongs to process 1.
+    A script of sysvinit counts only if there is no other service.  If several services are left, print a
+    warning and return the service of the init system that is process 1.  Raises Failure if none of them
+    belongs to process 1.
     """
     rivals = [service for service in services if service.manager.name != "sysvinit"] or services
     if len(rivals) > 1:
@@ -14223,8 +14225,8 @@ class Opt(Record):
     """An option of a command: `names` are its spellings, `metavar` is the name of its value in the help.
 
     `metavar` is None if the option has no value, and [X] if the value is optional and follows a `=`.  The
-    value of [SECONDS] can also be the next word.  If an option is repeated, its last value counts, or with
-    `many` all values.
+    value of [SECONDS] can also be the next word.  If an option is repeated, only its last value counts.  With
+    `many`, all its values count.
     """
 
     names: str
@@ -14276,10 +14278,11 @@ class Command:
     """A built-in command: its function, and its texts for help and completion.
 
     `operands` names the arguments as in a synopsis: `FILE`, `[CONN]`, `[ARG...]`; parse() checks their
-    number.  `options` is None if the function parses its arguments itself: it passes them to another program,
-    or the command is whack.  `examples` are lines with a command and, in most cases, a comment.  A `hidden`
-    command is not in the help.  A `fallback` command runs only if libreswan's program of the same name is not
-    installed.  A `rescue` command changes nothing, so it is permitted with --root.
+    number.  `options` is None if the function parses its arguments itself.  This is the case for whack, and for
+    commands that pass their arguments to another program.  `examples` are lines with a command and, in most
+    cases, a comment.  A `hidden` command is not in the help.  A `fallback` command runs only if libreswan's
+    program of the same name is not installed.  A `rescue` command changes nothing, so it is permitted with
+    --root.
     """
 
     def __init__(self, function: Callable[[Host, Args], int], names: str, *, operands: str, summary: str,
@@ -14464,13 +14467,13 @@ GLOBAL_OPTIONS = (
     Opt("--nssdir", "DIR", NSSDIR_HELP),
     Opt("--root", "DIR", "report on the system whose file system is mounted at DIR"),
 )
-# Options of commands that 5.x accepts both before and after the command
+# Options that 5.x accepts both before and after the name of the command
 SHARED_OPTIONS = (ASYNC_OPTION, REMOTE_HOST_OPTION, UTC_OPTION, VERBOSE_OPTION, DRY_RUN_OPTION, NATIVE_OPTION)
 LEADING_OPTIONS = (*GLOBAL_OPTIONS, *SHARED_OPTIONS)
 
 
 def count_leading(words: Sequence[str]) -> int:
-    """Return the number of words before the name of the command, which are options and their values.
+    """Return how many words precede the name of the command; these words are options and their values.
 
     If the last word is an option whose value is missing, the result is len(words) + 1.
     """
