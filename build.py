@@ -83,8 +83,8 @@ SOURCE = TOP / "ipsec.py"
 # build() says so.
 SIZE_LIMIT, SIZE_LIMIT_OF_ONE = 1_800_000, 650_000
 
-# The first line of the archive.  The kernel passes all text after the interpreter as one argument.  Root
-# can run the archive by its name; for security, the path is absolute, and -I and -S exclude PYTHON*
+# The first line of the archive.  The kernel passes all text after the interpreter as one argument.  Root may
+# run the archive by its name.  So for security, the path is absolute, and -I and -S exclude PYTHON*
 # variables, the user's modules and site-packages.
 INTERPRETER = "/usr/bin/python3 -IS"
 
@@ -233,7 +233,7 @@ def call(argv: Sequence[str | Path], **options: object) -> None:
 def at_once(function: Callable[[Path], Result], pythons: Iterable[Path]) -> list[Result]:
     """Call a function that runs an interpreter, for several interpreters at the same time.
 
-    Returns the results in the order of the interpreters.  Raises the exception of the first call that fails.
+    Return the results in the order of the interpreters.  Raises the exception of the first call that fails.
     """
     with ThreadPoolExecutor() as pool:
         return list(pool.map(function, pythons))
@@ -306,7 +306,7 @@ def reason_of(result: subprocess.CompletedProcess[str], *patterns: str) -> str:
 
 
 def fetch(locks: Sequence[str], what: str) -> None:
-    """Download the wheels that the lock files pin into vendor/wheels.
+    """Download into vendor/wheels the wheels that the lock files pin.
 
     `what` names the wheels in messages.  Raises SystemExit if the download fails, or if this host has no pip.
     """
@@ -462,8 +462,8 @@ def interpreters() -> dict[str, Path]:
 def release_of(python: Path) -> tuple[str, int]:
     """Return the version of a CPython in two parts, for example `3.11` and 7 for CPython 3.11.7.
 
-    The first part is an empty string if `python` can't be run, is another program, another implementation of
-    Python, older than 3.9, or not a final release.
+    The first part is an empty string if `python` can't be run, or is not a final release of CPython 3.9 or
+    later.
     """
     ask = ("import sys; v = sys.version_info; "
            "print('%d.%d' % v[:2], v[2], sys.implementation.cache_tag, v[3]) if v >= (3, 9) else None")
@@ -500,13 +500,13 @@ def tag_of(version: str) -> str:
     return f"cpython-{version.replace('.', '')}"
 
 
-# A program for each interpreter.  It reads the number of a format of marshal (0 for its newest) and the texts
-# of the front and of the parts of blocks from standard input, and compiles the texts.  It leaves out
-# docstrings, assertions, annotations of functions, names of local variables and line tables, because they
-# would make every start slower.  (Therefore, an internal error shows only the first line of its function.)  It
-# writes two lists: the bytecode of each text, and the constants and names of each part.  The order of a set in
-# the bytecode depends on hashes, so the caller sets PYTHONHASHSEED, and does not use -I, which would ignore
-# this variable.
+# A program for each interpreter.  From standard input, it reads the number of a marshal format (0 for the
+# newest that it has), and the texts of the front and of the parts of blocks.  It compiles the texts.  It
+# leaves out docstrings, assertions, annotations of functions, names of local variables and line tables,
+# because they would make every start slower.  (Therefore, an internal error shows only the first line of its
+# function.)  It writes two lists: the bytecode of each text, and the constants and names of each part.  The
+# order of a set in the bytecode depends on hashes, so the caller sets PYTHONHASHSEED, and does not use -I,
+# which would ignore this variable.
 COMPILE = """
 import __future__, ast, importlib.util, inspect, marshal, sys
 
@@ -562,8 +562,8 @@ BANNER = re.compile(r"# (\d+\. |--- )")
 def without_prose(source: bytes) -> bytes:
     """Return a Python source without docstrings, comments and most annotations, and with short indents.
 
-    Banners, the comments in the first three lines, and the annotations that annotation_nodes() does not return
-    are kept.  The numbers of the lines do not change.
+    The result keeps banners, the comments in the first three lines, and the annotations that
+    annotation_nodes() does not return.  Each line keeps its number.
     """
     lines = without_annotations(source).decode().splitlines(keepends=True)
     tokens = list(tokenize.tokenize(io.BytesIO("".join(lines).encode()).readline))
@@ -739,9 +739,9 @@ def commands_in(text: bytes) -> Iterator[str]:
 
 
 def needs(text: bytes) -> dict[str, int]:
-    """Return the index: a dictionary from the name of a command to a number, in which bit N is set if the
-    command needs block N.
+    """Return the index, which says for each command which blocks it needs.
 
+    The index maps the name of a command to a number.  Bit N of the number is set if the command needs block N.
     A command needs its own block.  A block needs all blocks that define global names which its code uses.
     For each call load_part("NAME"), the index has the key `:NAME`, for the block that defines NAME and the
     blocks that this block needs.
@@ -822,8 +822,11 @@ def bytecode(text: bytes, pythons: Mapping[str, Path]) -> Iterator[tuple[str, by
 
 def gathered(blocks: Sequence[Piece], parts: Mapping[Piece, Sequence[Piece]],
              packed: Sequence[bytes]) -> list[object]:
-    """Return a list that has an item for each block: the list of its compressed parts or, if the block has no
-    bytecode, the block itself."""
+    """Return a list with one item for each block.
+
+    The item is the list of the block's compressed parts.  If the block has no bytecode, the item is the block
+    itself.
+    """
     result: list[object] = []
     done = 0
     for block in blocks:
@@ -892,8 +895,9 @@ def embed(library: Path, names: Sequence[str], target: Path) -> None:
     """Copy files of the unpacked wheel in `library` to `target`.
 
     They are the licences, and the files that are loaded when an interpreter of this host imports the modules
-    `names`.  If this host has none of TARGETS, this Python imports them.  An interpreter that can't import
-    them, such as Debian's python3-minimal, is ignored.  Raises SystemExit if no interpreter can import them.
+    `names`.  If this host has none of TARGETS, this Python imports the modules.  An interpreter that can't
+    import the modules, such as Debian's python3-minimal, is ignored.  Raises SystemExit if no interpreter can
+    import them.
     """
     def trace(python: Path) -> subprocess.CompletedProcess[str]:
         words = [str(python), "-ISBc", TRACE, str(library), *names]
@@ -1106,8 +1110,11 @@ def release(arguments: Sequence[str]) -> None:
 
 
 def build_info(version: str) -> Iterator[str]:
-    """Yield the lines of BUILD-INFO, which names the commit and all else on which the bytes of a release
-    depend: interpreters, zlib, wheels, and the date of the entries."""
+    """Yield the lines of BUILD-INFO.
+
+    They name everything on which the bytes of a release depend: the commit, interpreters, zlib, wheels, and the
+    date of the entries.
+    """
     yield f"ipsec {version}, commit {git('log', '-1', '--format=%H, %cs')}"
     yield f"zlib {zlib.ZLIB_RUNTIME_VERSION} of Python {sys.version}"
     for python in interpreters().values():

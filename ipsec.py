@@ -3615,11 +3615,11 @@ class Section(Record):
 class Conn:
     """A connection, merged with the sections that also= names and with conn %default.
 
-    `settings` has the settings by keyword, `alsos` the names of the sections from also=.  `broken` is the last
-    problem because of which `addconn NAME` does not load the connection, or None: also= names a missing
-    section, a keyword has two values, or, before 5.0, only one end has networks although it
-    has leftsubnets= or rightsubnets=.  When pluto starts, libreswan 4 still loads a connection with a missing
-    section, and one whose second value comes from also=.
+    `settings` has the settings by keyword, and `alsos` the names of the sections from also=.  `broken` is the
+    last problem that keeps `addconn NAME` from loading the connection, or None.  Such problems are an also=
+    that names no section, and a keyword with two different values.  Before 5.0, another is leftsubnets= or
+    rightsubnets= if the other end has no networks.  When pluto starts, libreswan 4 still loads a connection
+    whose also= names no section, and one whose second value comes from also=.
     """
 
     def __init__(self, section: Section) -> None:
@@ -3748,9 +3748,9 @@ def canonical(key: str) -> str:
 
 
 def misplaced_word(text: str) -> str:
-    """Return how a message names a misplaced line: by its first word in quotes if that is a keyword, or `this`.
+    """Return the name of a misplaced line in a message: its first word in quotes, or `this`.
 
-    No other word is shown, because the line may be a secret that belongs in ipsec.secrets.
+    The word is shown only if it is a keyword, because the line may be a secret that belongs in ipsec.secrets.
     """
     word = text.replace("=", " ").partition(" ")[0]
     is_keyword = canonical(word) in keywords(True) or canonical(word) in keywords(False)
@@ -3994,12 +3994,11 @@ def split_value(text: str) -> tuple[str, str]:
 
 
 class Config:
-    """ipsec.conf with the files that it includes.  Errors in the files are not raised, but stored in
-    `problems`.
+    """ipsec.conf with the files that it includes.
 
-    `files` are the names of all files that were read, in order.  `sections` are the `conn` sections,
-    including conn %default, before they are merged.  `unread` is True if a file that libreswan would read was
-    not read.
+    Errors in the files are not raised, but stored in `problems`.  `files` are the names of all files that
+    were read, in order.  `sections` are the `conn` sections, including conn %default, before they are merged.
+    `unread` is True if a file that libreswan would read was not read.
     """
 
     def __init__(self, host: Host, name: str = "", text: str | None = None) -> None:
@@ -4173,8 +4172,7 @@ class Config:
             self._section = None
 
     def _heading_problem(self, line: str, word: str, value: str, after: str, depth: int) -> str:
-        """Return why libreswan refuses a line that is not indented, or an empty string if it accepts the
-        line.
+        """Return why libreswan refuses a line that is not indented, or an empty string if it does not.
 
         `word` is the first word, `value` the second word without quotes, `after` the rest of the line.
         """
@@ -4201,8 +4199,10 @@ class Config:
         return bool(text) and (text[0] != "#" or not any(c in text for c in '"= \t'))
 
     def _include(self, name: str, number: int, pattern: str, depth: int) -> None:
-        """Read the files that match `pattern` of an include line in the file `name`, or report why they are
-        not read."""
+        """Read the files that match the `pattern` of an include line, or report why they are not read.
+
+        The include line is line `number` of the file `name`.
+        """
         if depth + 1 >= INCLUDE_DEPTH:
             self._problem(name, number, f"include {quote(pattern)} is not read: at most "
                           f"{INCLUDE_DEPTH - 1} includes may be nested", False)
@@ -4290,7 +4290,7 @@ class Config:
         return self.release is not None and self.release < first
 
     def _has(self, releases: str) -> bool:
-        """Return whether `releases` includes the installed release, or the installed release is unknown."""
+        """Return whether the installed release is in `releases`, or is unknown."""
         return releases == "*" or self.release is None or covers(releases, self.release)
 
     def _set(self, setting: Setting, written: str, bare: bool = True) -> None:
@@ -4575,8 +4575,7 @@ def is_ignored_entry(host: Host, record: SecretRecord) -> bool:
 
 
 def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
-    """Return a pair: the secrets file `name` with the files that it includes, and the problems in these
-    files.
+    """Return the names of the secrets file `name` and the files that it includes, and their problems.
 
     The files are in the order in which pluto reads them.  The text of a problem never quotes a secret.  The
     only parts of a line that it quotes are the name of a file and the kind of a key.
@@ -4728,8 +4727,7 @@ def is_bad_private(entry: str, release: tuple[int, ...] | None) -> bool:
 
 
 def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None:
-    """Return whether pluto can use a PSK that lists `ids` for a connection between the IDs `ours` and
-    `theirs`.
+    """Return whether pluto can use a PSK with the IDs `ids` between the IDs `ours` and `theirs`.
 
     Return None if the answer depends on an ID that can't be compared.  All IDs have the form of
     comparable_id().  `ours` and `theirs` must not be empty, which stands for any ID.  Facts:
@@ -4739,7 +4737,7 @@ def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None
         return True
     if None in ids:
         return None
-    # the PSK must list exactly two of these three IDs, or only the last one: this end's, the peer's, %any
+    # of this end's ID, the peer's ID and %any, the PSK must list exactly two, or only %any
     listed = [ours in ids, theirs in ids, "" in ids]
     return listed.count(True) == 2 or listed == [False, False, True]
 
@@ -4779,7 +4777,7 @@ def password_file(host: Host) -> str:
 
 
 def nss_passwords(host: Host, directory: str = "") -> dict[str, str]:
-    """Return the passwords in the file nsspassword of a directory (default pluto's), by NSS token.
+    """Return the passwords in the file nsspassword of `directory`, or else in password_file(), by NSS token.
 
     Each line of the file is `token:password` (lswnss.c).  The password of a line without a token has an empty
     key.  If the file can't be read, return an empty dictionary.
@@ -4903,8 +4901,8 @@ def check_answers(host: Host, config: Config | None) -> None:
 
     This is so if a file system that the program needs does not answer, or if a file of RESOLVER_FILES is a
     FIFO.  The function accesses these files, the NSS database and the DNSSEC files that `config` names.
-    `config` is the configuration of the program, or None if that is on standard input.  A file system that
-    failed to answer earlier in this process counts, too.
+    `config` is the configuration of the program, or None if the program reads it from standard input.  A file
+    system that failed to answer earlier in this process counts, too.
     """
     import stat
     for path in RESOLVER_FILES:
