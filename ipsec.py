@@ -216,11 +216,15 @@ LOCAL_TYPES = frozenset("""
     pstore ramfs reiserfs rootfs rpc_pipefs securityfs selinuxfs squashfs sysfs tmpfs tracefs ubifs udf vfat
     xfs zfs""".split())
 AF_INET, AF_INET6 = 2, 10  # the values in Python's socket module, which is not imported for two numbers
-NETLINK_XFRM = 6  # linux/netlink.h
-# A netlink request that consists of struct nlmsghdr (length, type XFRM_MSG_GETSPDINFO, flag NLM_F_REQUEST,
-# sequence number, port) and 32 bits of flags
-XFRM_QUESTION = b"".join(value.to_bytes(size, sys.byteorder)
-                         for value, size in ((20, 4), (37, 2), (1, 2), (0, 4), (0, 4), (0, 4)))
+# linux/netlink.h, linux/xfrm.h; section 5 has the other numbers of these headers.
+NETLINK_XFRM = 6
+NLM_F_REQUEST = 1
+XFRM_MSG_GETSPDINFO = 37
+F_SETPIPE_SZ = 1031  # linux/fcntl.h; Python's fcntl module has the name since Python 3.10
+# A netlink request that consists of struct nlmsghdr (length, type, flags, sequence number, port) and 32 bits of
+# flags
+XFRM_QUESTION = b"".join(value.to_bytes(size, sys.byteorder) for value, size in (
+    (20, 4), (XFRM_MSG_GETSPDINFO, 2), (NLM_F_REQUEST, 2), (0, 4), (0, 4), (0, 4)))
 
 
 class Ran(Record):
@@ -2265,7 +2269,7 @@ def filled_pipe(data: bytes) -> tuple[int, int]:
     reader, writer = os.pipe()
     try:
         if len(data) + 4096 > READ_CHUNK:
-            fcntl.fcntl(writer, 1031, len(data) + 4096)  # 1031 is F_SETPIPE_SZ, a name that Python 3.9 lacks
+            fcntl.fcntl(writer, F_SETPIPE_SZ, len(data) + 4096)
         write_all(writer, data)
     except OSError:
         os.close(reader)
@@ -4949,11 +4953,10 @@ def check_configuration(host: Host, name: str = "") -> None:
 
 # --- numbers and structures of the kernel's headers ---------------------------------------------------------
 
-# linux/netlink.h
+# linux/netlink.h; section 2 has NETLINK_XFRM and NLM_F_REQUEST.
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
 NETLINK_GENERIC = 16
-NLM_F_REQUEST = 1
 NLM_F_ACK = 4
 NLM_F_DUMP_INTR = 0x10
 NLM_F_REPLACE = 0x100
@@ -15892,7 +15895,7 @@ def widen(pipe: int) -> None:
     """Make a pipe hold PIPE_SIZE bytes.  If the kernel forbids that size (pipe(7)), the pipe stays small."""
     import fcntl
     try:
-        fcntl.fcntl(pipe, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
+        fcntl.fcntl(pipe, F_SETPIPE_SZ, PIPE_SIZE)
     except PermissionError:
         return
 
