@@ -20740,7 +20740,8 @@ def is_an_end(facts: Facts, address: str) -> bool:
 @verify_check(
     "udp500", " Pluto listening for IKE on udp 500",
     checks="Whether the running pluto has a socket on UDP port 500 in pluto's network namespace "
-           "(/proc/PID/net/udp and /proc/PID/fd).",
+           "(/proc/PID/net/udp and /proc/PID/fd), and no other program has this port of an address that is an "
+           "end of a connection.",
     matters="Peers send the first message of IKE to UDP port 500.",
     fix="Run ipsec whack --listen. If pluto still has no socket, find out which program uses the port, and "
         "read about interfaces= and listen= in ipsec.conf(5).",
@@ -22006,9 +22007,8 @@ def check_versions(facts: Facts) -> Iterator[Trouble]:
     "fips", "Checking FIPS mode",
     checks="Whether FIPS mode is on for all of these, or off for all: the kernel, the system's "
            "crypto-policy, and the running pluto.",
-    matters="The FIPS mode of the kernel at the start of pluto decides whether pluto uses FIPS mode. The "
-            "crypto-policy decides which algorithms NSS permits. If the modes differ, NSS may refuse "
-            "algorithms that pluto offers.",
+    matters="Pluto uses FIPS mode if the kernel is in FIPS mode when pluto starts. The crypto-policy decides "
+            "which algorithms NSS permits. If the modes differ, NSS may refuse algorithms that pluto offers.",
     fix="Run fips-mode-setup --check, which reports more.",
     live=True)
 def check_fips(facts: Facts) -> Iterator[Trouble]:
