@@ -9723,7 +9723,7 @@ FULL_DISK_CODES = tuple(f"SEC_ERROR_{code}" for code in (
     "PKCS11_GENERAL_ERROR", "PKCS11_DEVICE_ERROR", "PKCS12_UNABLE_TO_IMPORT_KEY", "ADDING_CERT", "IO"))
 NSS_READ_TIME = 10.0  # A query of a database file is stopped after this number of seconds.
 NSS_ROWS = 100_000  # A query fails if its result has more rows than this.
-NSS_MEMORY = 256 << 20  # A query fails if its result has more bytes than this.  A larger file is an error.
+NSS_MEMORY = 256 << 20  # A query fails if its result has more bytes than this.  A larger file is refused.
 NSS_TIME = 60.0  # A tool of NSS is stopped after this number of seconds.
 
 # The two names that the database's PKCS#11 token can have: the usual name, and the name in FIPS mode
@@ -11030,8 +11030,8 @@ def check_database(base: NssDatabase) -> None:
     """Create, move or migrate the database, or check an existing one, as `ipsec checknss` does.
 
     A database of libreswan 3.x is moved only to the default directory of libreswan 4.0 and later, never to
-    the directory of a second instance.  If the directory can't be written to, a database with cert9.db and key4.db
-    is only checked.  Raises Failure or OSError if the database is not usable.
+    the directory of a second instance.  If this process can't write to the directory, a database with
+    cert9.db and key4.db is only checked.  Raises Failure or OSError if the database is not usable.
     """
     base.make_directory()
     if len(base.has(*NSS_FILES[1:])) == 2 and not base.writable():
@@ -13173,11 +13173,12 @@ def wait_until(done: Callable[[], object], seconds: float) -> bool:
 
 # --- is pluto running? --------------------------------------------------------------------------------------
 #
-# A pluto outside this container, or in another one, may use the same network namespace, and so the same
-# kernel states and policies, but this container's /proc does not show it.  The functions below therefore look
-# for several signs of a pluto: an answer on the control socket, the pid file, a process, the IKE ports.  Each
-# sign is a line for a message.  If one of them can't be read, the line says so, and a pluto may run.  A
-# NETLINK_XFRM listener is no sign of a pluto, because `ip xfrm monitor` and strongSwan have one, too.
+# A pluto outside this container, or in another container, may use the same network namespace.  It then shares
+# the kernel's states and policies, but this container's /proc does not show it.  The functions below
+# therefore look for several signs of a pluto: an answer on the control socket, the pid file, a process, the
+# IKE ports.  Each sign is a line for a message.  If one of them can't be read, the line says so, and a pluto
+# may run.  A NETLINK_XFRM listener is no sign of a pluto, because `ip xfrm monitor` and strongSwan have one,
+# too.
 
 IKE_PORTS = (500, 4500)  # RFC 7296: UDP 500 for IKE, UDP 4500 for IKE and ESP; RFC 8229: TCP 4500
 
@@ -13299,7 +13300,7 @@ def signs_of_pluto(host: Host) -> list[str]:
 
 
 def visible_pluto(host: Host) -> int | None:
-    """Return the process id of this run directory's pluto, or else of another pluto in this network namespace.
+    """Return the PID of this run directory's pluto, or else of another pluto in this network namespace.
 
     Return None if /proc shows no pluto.  A pluto that /proc does not show may still run; see
     signs_of_pluto().
@@ -13488,9 +13489,9 @@ def load_modules(host: Host) -> None:
 def check_nss(host: Host) -> None:
     """Create, convert or check the NSS database as `ipsec checknss` does.
 
-    Do nothing if nssdir= names a directory that does not exist, because pluto reports that.  If a program
-    that the check needs is missing, a complete database is not checked, and this causes a warning.  Raises
-    Failure if pluto could not use the database.
+    Do nothing if nssdir= names a directory that does not exist, because pluto reports this error.  If a
+    program that the check needs is missing, a complete database is not checked, and this causes a warning.
+    Raises Failure if pluto could not use the database.
     """
     base = NssDatabase(host)
     is_configured = not host.given_nssdir and base.directory != host.nssdir
@@ -14279,11 +14280,11 @@ class Command:
     """A built-in command: its function, and its texts for help and completion.
 
     `operands` names the arguments as in a synopsis: `FILE`, `[CONN]`, `[ARG...]`; parse() checks their
-    number.  `options` is None if the function parses its arguments itself.  This is the case for whack, and for
-    commands that pass their arguments to another program.  `examples` are lines with a command and, in most
-    cases, a comment.  A `hidden` command is not in the help.  A `fallback` command runs only if libreswan's
-    program of the same name is not installed.  A `rescue` command changes nothing, so it is permitted with
-    --root.
+    number.  `options` is None if the function parses its arguments itself.  This is the case for whack and
+    for commands that pass their arguments to another program.  `examples` are lines with a command and, in
+    most cases, a comment.  A `hidden` command is not in the help.  A `fallback` command runs only if
+    libreswan's program of the same name is not installed.  A `rescue` command changes nothing, so it is
+    permitted with --root.
     """
 
     def __init__(self, function: Callable[[Host, Args], int], names: str, *, operands: str, summary: str,
