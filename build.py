@@ -1081,8 +1081,8 @@ def fetch_missing(*locks: str) -> None:
 def release(arguments: Sequence[str]) -> None:
     """Write dist/: the archive, a tar of manual pages and completions, BUILD-INFO and SHA256SUMS.
 
-    Raises SystemExit if this is not a git checkout, if it has changes, or if CHANGELOG.md or the tag has
-    another version.
+    Raises SystemExit if this is not a git checkout, if it has uncommitted changes, if CHANGELOG.md has no
+    heading for the version, or if the commit has tags, but not the tag of the version.
     """
     version = re.findall(r'^VERSION = "(.*)"$', SOURCE.read_text(), re.M)[0]
     commit = git("rev-parse", "HEAD")

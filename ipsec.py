@@ -377,10 +377,10 @@ def check_link(path: str, info: os.stat_result) -> None:
 class Place(Record):
     """The file that a path leads to when all links are resolved.
 
-    `directory` is the descriptor of its directory, and `base` its name there.  `info` is its lstat(2), or
-    None if it does not exist.  `is_link` is true if the last part of the path was a link.  `is_descriptor` is
-    true for a name like /proc/self/fd/1, to which /dev/stdout leads.  `info` is then the stat(2) of the open
-    file.
+    `directory` is the descriptor of the file's directory, and `base` is the file's name there.  `info` is the
+    lstat(2) of the file, or None if the file does not exist.  `is_link` is true if the last part of the path
+    was a link.  `is_descriptor` is true for a name like /proc/self/fd/1, to which /dev/stdout leads.  `info`
+    is then the stat(2) of the open file.
     """
 
     directory: int
@@ -476,8 +476,9 @@ def open_file_behind(part: str, directory: int, link: os.stat_result) -> os.stat
     """Return the stat(2) of the open file to which a link in /proc/PID/fd leads (proc(5)).
 
     The kernel itself follows such a link.  Its text may be no path, for example if the file is a pipe.
-    Return None if the caller must follow the text as a path.  That is so for any other link, for a directory,
-    and for a regular file that this process does not have open under the number in the link's name.
+    Return None if the caller must follow the text of the link as a path.  This is so if the link is not in
+    /proc, or leads to a directory, or leads to a regular file that this process does not have open under the
+    number in the link's name.
     """
     import stat
     if not os.path.isdir("/proc/self/fd") or link.st_dev != os.stat("/proc/self").st_dev:
@@ -866,7 +867,7 @@ def mounts_that_may_hang() -> frozenset[str]:
         if "\\" in point:  # the kernel writes a blank as \040
             for character in " \t\n\\":
                 point = point.replace(f"\\{ord(character):03o}", character)
-        # the automount of binfmt_misc, the only one below /proc/sys, has the type autofs, but can't hang
+        # below /proc/sys, only the automount of binfmt_misc has the type autofs, and it can't hang
         is_local = rest.partition(" ")[0] in LOCAL_TYPES or point.startswith("/proc/sys/")
         mounts[point] = not is_local
     return frozenset(point for point, may_hang in mounts.items() if may_hang)
@@ -2152,7 +2153,7 @@ REFUSALS = ("Operation not permitted", "Permission denied", "insufficient permis
 
 
 def denied_if_refused(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield `chunks`, which Host.stream() returns: the output of a program.
+    """Yield the chunks of a program's output, which Host.stream() has returned.
 
     Raises Denied if the program fails and the end of its output has one of the REFUSALS.
     """
@@ -2403,10 +2404,9 @@ EVERYDAY = frozenset("""
 class Token:
     """A word of ipsec.secrets.
 
-    `text` is the word without its quotes.  `line` is the number of the line, `start` the column at which the
-    word begins, including an opening quote, and `end` the column after the word, including a closing quote.
-    `form` is the quote of a quoted string, `open` for a string without a closing quote, the prefix 0x, 0s or
-    0t in lower case, or empty for any other word.
+    `text` is the word without its quotes.  `line` is the number of the line.  The word, with its quotes,
+    begins at column `start` and ends before column `end`.  `form` is the quote of a quoted string, `open` for
+    a string without a closing quote, the prefix 0x, 0s or 0t in lower case, or empty for any other word.
     """
 
     __slots__ = ("end", "form", "line", "start", "text")
@@ -2913,9 +2913,9 @@ def shown_words(text: str) -> str:
 def is_harmless_part(word: str) -> bool:
     """Return whether a word of a message is harmless.
 
-    Harmless are: words that is_harmless_word() accepts, paths of such words, measured values such as `1.5s`,
-    numbers of up to seven digits such as a process ID, names of directives with their `=`, and results of
-    systemd such as `status=203/EXEC`.
+    A harmless word is a word that is_harmless_word() accepts, a path of such words, a measured value such as
+    `1.5s`, a number of up to seven digits such as a process ID, the name of a directive with its `=`, or a
+    result of systemd such as `status=203/EXEC`.
     """
     word = word.strip("\"'`()[]{}<>,;!?.:")
     if word.partition("=")[0] in ("code", "status", "signal", "result"):
@@ -4651,7 +4651,8 @@ def host_names(host: Host) -> dict[str, str]:
 
 
 def comparable_id(text: str, names: Mapping[str, str]) -> str | None:
-    """Return a form of an ID that is equal for IDs that pluto treats as the same (atoid() and id_eq() of id.c).
+    """Return an ID in a form that is equal for IDs that pluto treats as the same (atoid() and id_eq() of
+    id.c).
 
     Return an empty string for an ID that matches any ID, such as %any.  Return None for an ID that can't be
     compared: one that depends on DNS or on a certificate, or a distinguished name.  `names` is the result of
@@ -4734,7 +4735,7 @@ def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None
     """Return whether pluto can use a PSK with the IDs `ids` between the IDs `ours` and `theirs`.
 
     Return None if the answer depends on an ID that can't be compared.  All IDs have the form of
-    comparable_id().  `ours` and `theirs` must not be empty, which stands for any ID.  Facts:
+    comparable_id().  An empty text stands for any ID, so `ours` and `theirs` must not be empty.  Facts:
     lsw_find_secret_by_id() of secrets.c.
     """
     if not ids or (len(ids) == 1 and ids[0] in ("", ours)):
@@ -4801,9 +4802,9 @@ def nss_passwords(host: Host, directory: str = "") -> dict[str, str]:
 def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = None) -> Redactor:
     """Return a Redactor that knows the secrets of the host.
 
-    The secrets are read from ipsec.secrets, the file of secretsfile=, and the files that they include; from
-    *.secrets, nsspassword and passwd in the directories of the configuration and of NSS; and from the
-    arguments of updown scripts.  A file that can't be read is skipped.
+    It reads ipsec.secrets, the file of secretsfile=, the files *.secrets in the directories of the
+    configuration and of NSS, and the files that these include.  It also reads nsspassword and passwd in these
+    directories, and the arguments of updown scripts.  A file that can't be read is skipped.
     """
     redactor = Redactor(show_secrets)
     config = config or Config(host)
