@@ -11247,11 +11247,11 @@ def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
 class KeyTexts(Record):
     """A public key in the forms that libreswan writes.
 
-    `base64` is the form that leftrsasigkey= and IPSECKEY records use: for an RSA key the format of RFC 3110,
-    for an ECDSA key the point without its first byte.  `spki` is the DER SubjectPublicKeyInfo in base64.
-    `keyid` has 9 characters.  For an RSA key, they are the first ones of `base64`.  For an ECDSA key, they
-    are the first ones of the CKAID in base64.  `algorithm` is the number of the key's algorithm in IPSECKEY
-    records.
+    `base64` is the form that leftrsasigkey=, leftecdsakey= and IPSECKEY records use.  It encodes an RSA key
+    in the format of RFC 3110, and an ECDSA key as the point without its first byte.  `spki` is the DER
+    SubjectPublicKeyInfo in base64, the form that leftpubkey= uses.  `keyid` has 9 characters.  For an RSA
+    key, they are the first ones of `base64`.  For an ECDSA key, they are the first ones of the CKAID in
+    base64.  `algorithm` is the number of the key's algorithm in IPSECKEY records.
     """
 
     keyid: str
