@@ -4651,8 +4651,7 @@ def host_names(host: Host) -> dict[str, str]:
 
 
 def comparable_id(text: str, names: Mapping[str, str]) -> str | None:
-    """Return an ID in a form that is equal for IDs that pluto treats as the same (atoid() and id_eq() of
-    id.c).
+    """Return an ID in a form that is equal for IDs that pluto treats as the same (atoid() and id_eq()).
 
     Return an empty string for an ID that matches any ID, such as %any.  Return None for an ID that can't be
     compared: one that depends on DNS or on a certificate, or a distinguished name.  `names` is the result of
