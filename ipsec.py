@@ -17832,7 +17832,7 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "certificates host_keys psk nss_health"),
     ("deleted", "peer deleted it", "peer",
      "the peer deleted the SA, so the tunnel ended",
-     "in the peer's log whether the connection was taken down, deleted or reloaded at the peer",
+     "whether the peer's log says that the connection was taken down, deleted or reloaded",
      "ipsec up {conn}",
      ("received Delete SA payload", "received Delete SA(", "received delete request for", "peer deleted",
       "deleted by peer", "received INFORMATIONAL request to delete"), True, ""),
@@ -18056,7 +18056,7 @@ def journal_title(argv: Sequence[str]) -> str:
     words = [word for word in argv if not word.startswith("--file=")]
     count = len(argv) - len(words)
     if count:
-        words.append(f"({count} files of {JOURNAL})")
+        words.append(f"({count_text(count, 'file')} of {JOURNAL})")
     return " ".join(words)
 
 
@@ -19383,7 +19383,7 @@ def check_accept_redirects(facts: Facts) -> Iterator[Trouble]:
     "larval_drop", "         XFRM larval drop",
     checks="Whether the sysctl net.core.xfrm_larval_drop is 1.",
     matters="If the sysctl is 0, packets wait in the kernel while a tunnel is being negotiated.",
-    fix="Run sysctl -w net.core.xfrm_larval_drop=1. 1 is the kernel's default.",
+    fix="Run sysctl -w net.core.xfrm_larval_drop=1, which is the kernel's default.",
     live=True)
 def check_larval_drop(facts: Facts) -> Iterator[Trouble]:
     value = read_sysctl(facts.host, "net.core.xfrm_larval_drop")
