@@ -14,6 +14,15 @@ ENV = {"PLUTO_CONN_ADDRFAMILY": "ipv4", "PLUTO_CFG_CLIENT": "1", "PLUTO_PEER_DNS
        "PLUTO_PEER_DOMAIN_INFO": "corp.example"}
 
 
+@pytest.fixture(autouse=True)
+def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail if a test asks this machine's kernel.  As root, it could otherwise change the routes of this machine."""
+    def refuse(host: ipsec.Host, family: int) -> None:
+        raise AssertionError("a test of _updown without a network opens a netlink socket")
+
+    monkeypatch.setattr(ipsec.Host, "netlink", refuse)
+
+
 @pytest.fixture
 def below(tmp_path: Path) -> Path:
     for name in ("etc/default", "run/pluto", "proc"):
