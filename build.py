@@ -862,7 +862,8 @@ def say_interpreters(taken: Collection[str]) -> None:
         ways.append("install these versions on this host")
     if len(taken) < len(present):
         ways.append("build without --for")
-    say(f"ipsec.pyz starts fast on Python {', '.join(taken)}")
+    if taken:
+        say(f"ipsec.pyz starts fast on Python {', '.join(taken)}")
     if missing:
         say(f"ipsec.pyz starts more slowly on Python {', '.join(missing)}; to change this, {' and '.join(ways)}")
 

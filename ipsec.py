@@ -538,8 +538,6 @@ class Replacement:
             path, reason = name, error.strerror
             if error.errno == errno.EPERM and str(error.filename).startswith("/"):
                 path = error.filename  # the link that is not followed
-            if error.errno == errno.ENXIO:
-                reason = "nobody reads from this pipe"
             raise OSError(error.errno, reason, path) from None
 
     def _open(self) -> None:
@@ -562,9 +560,14 @@ class Replacement:
 
         if is_regular and not is_descriptor:
             self._open_apart(mode)
-        else:
-            self.is_direct = True
+            return
+        self.is_direct = True
+        try:
             self.fd = self._open_target()
+        except OSError as error:
+            if error.errno == errno.ENXIO and stat.S_ISFIFO(info.st_mode):
+                raise OSError(errno.ENXIO, "nobody reads from this pipe") from None
+            raise
 
     def _open_target(self) -> int:
         """Open the file itself for writing and return the descriptor.
@@ -1785,7 +1788,7 @@ class Host:
         in_main_thread = _thread.get_ident() == self._thread
         with self._starting:
             if self._ending:
-                raise OSError(errno.ECANCELED, "not started, as this command ends")
+                raise OSError(errno.ECANCELED, "not started, because this command is ending")
 
             self._deferring = in_main_thread
             pid = 0
@@ -1949,7 +1952,7 @@ class Host:
             else:
                 terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError:
-            raise Failure(f"{subject}: there is no terminal to ask on", NO_PLUTO, hint) from None
+            raise Failure(f"{subject}: there is no terminal on which to ask for it", NO_PLUTO, hint) from None
 
         settings = termios.tcgetattr(terminal) if secret else []
         typed = b""

@@ -12,6 +12,7 @@ import random
 import shlex
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -271,6 +272,18 @@ def test_a_lock_of_another_user_stops_nobody_for_ever(shared: Path, monkeypatch:
     finally:
         blocker.kill()
         blocker.communicate()
+
+
+def test_only_a_pipe_has_no_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel gives the same error for a pipe without a reader and for a socket."""
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+        server.bind("socket")
+        for name, reason in (("pipe", "nobody reads from this pipe"), ("socket", os.strerror(errno.ENXIO))):
+            with pytest.raises(OSError, match=reason) as caught:
+                ipsec.Host({}).replace(str(tmp_path / name), "text")
+            assert caught.value.errno == errno.ENXIO and caught.value.filename == str(tmp_path / name)
 
 
 def test_a_run_that_lives_is_told(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
