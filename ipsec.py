@@ -1771,7 +1771,7 @@ class Host:
             raise Failure(f"{os.path.basename(path)} ended with status {shell_status(status)}")
 
     def _end(self, pid: int) -> None:
-        """Kill a program that this process started, and the children in its process group."""
+        """Kill a program that this process started, and all processes of the program's process group."""
         import signal
         try:
             os.killpg(pid, signal.SIGKILL)
