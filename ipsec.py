@@ -570,9 +570,9 @@ class Replacement:
             raise
 
     def _open_target(self) -> int:
-        """Open the file itself for writing and return the descriptor.
+        """Open the existing file for writing and return the descriptor.
 
-        Raises OSError, for example if another program has replaced the file since the check.
+        Raises OSError, for example if another program has replaced the file since find_place() found it.
         """
         place, info = self.place, self.place.info
         if place.is_descriptor and info is not None and is_own_descriptor(place.base, info):
@@ -25630,7 +25630,7 @@ def short_bytes(count: float | None) -> str:
 
 
 def paint(text: str, style: str, *, colour: bool) -> str:
-    """Return the text with the escape sequences of an SGR style, or unchanged without colour or style."""
+    """Add the escape sequences of an SGR style to the text, if `colour` is true and `style` is not empty."""
     if not colour or not style or not text:
         return text
     return f"\x1b[{style}m{text}\x1b[0m"
