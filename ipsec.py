@@ -21950,7 +21950,7 @@ def holds_secrets(host: Host, name: str) -> bool:
 SHARING_KEYWORDS = ("mark", "mark-in", "mark-out", "vti-interface", "ipsec-interface", "leftprotoport",
                     "rightprotoport", "sec-label")
 
-# With these values of mark=, pluto gives each SA a mark of its own (ipsec.conf(5)).
+# With these values of mark=, pluto gives each instance of a connection its own mark (ipsec.conf(5)).
 UNIQUE_MARKS = ("-1", "%unique")
 
 
@@ -23511,7 +23511,7 @@ def packet_port(args: Args, option: str) -> int | None:
 
 
 def packet_query(host: Host, args: Args) -> PacketQuery:
-    """Return the packet that show's options describe.
+    """Return the packet that the options of `ipsec show` describe.
 
     Raises Failure(USAGE) for an invalid value, or for --source without a destination.
     """
