@@ -64,7 +64,7 @@ ERROR = 1  # The command failed, or there is no such command.
 USAGE = 2  # The command line is wrong, or the command can't be used with --root.
 CONFIG_ERROR = 3  # addconn, readwriteconf: the configuration has an error (the status of libreswan's addconn).
 NO_STACK = 3  # _updown: PLUTO_STACK names an IPsec stack other than XFRM.
-IP_FAILED = 2  # _updown: the kernel refused a change (the status of ip(8)).
+IP_FAILED = 2  # _updown: the kernel refused a change (the status of ip(8)), or a step failed with an OSError.
 NO_INIT_SYSTEM = 3  # setup: --init names an unknown init system, or several have a service for pluto.
 NSS_FAILURE = 4  # The NSS database could not be read, created, moved, converted or changed.
 NO_KEY = 20  # showhostkey: there is no such key.
@@ -2299,6 +2299,17 @@ def takes_output(fd: int) -> bool:
         return True
 
 
+def address_family(address: str) -> int:
+    """Return AF_INET or AF_INET6 for an address or network in text form."""
+    return AF_INET6 if ":" in address else AF_INET
+
+
+def packed_address(address: str) -> bytes:
+    """Return the 4 or 16 bytes of an IP address.  Raises OSError if the text is no IP address."""
+    import _socket as socket
+    return socket.inet_pton(address_family(address), address)
+
+
 def print_json(host: Host, records: Sequence[Any]) -> None:
     """Print a list of records or dicts as JSON.  Raises Missing if this Python has no module json."""
     host.print(need("json", "--json").dumps(records, default=lambda record: record._asdict(), indent=1))
@@ -3379,9 +3390,9 @@ def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 # error names a file and, unless it concerns the whole file, a line.  The installed release decides which
 # keywords and values are valid.  If the release is unknown, a keyword or value is valid if at least one
 # release accepts it.
-# Used by sections 5, 6, 7, 8, 9 and 12, and by these parts of section 11: free text; logs; reports;
-# diagnosis; verify; barf; look and show; diagnosis (why); pluto; tunnels; configuration; reload; NSS;
-# capture, _updown; manual and completion.
+# Used by sections 7, 8, 9 and 12, and by these parts of section 11: free text; logs; reports; diagnosis;
+# verify; barf; look and show; diagnosis (why); pluto; tunnels; configuration; reload; capture, _updown;
+# manual and completion.
 # Facts: ipsec.conf(5); parser.lex, parser.y, keywords.c and confread.c of libreswan 3.25 to 5.4.
 # ============================================================================================================
 
@@ -4671,17 +4682,6 @@ def comparable_id(text: str, names: Mapping[str, str]) -> str | None:
     if text.startswith("@["):
         return "key " + encode(text[2:].removesuffix("]")).hex()
     return "name " + text.lower().rstrip(".")
-
-
-def address_family(address: str) -> int:
-    """Return AF_INET or AF_INET6 for an address or network in text form."""
-    return AF_INET6 if ":" in address else AF_INET
-
-
-def packed_address(address: str) -> bytes:
-    """Return the 4 or 16 bytes of an IP address.  Raises OSError if the text is no IP address."""
-    import _socket as socket
-    return socket.inet_pton(address_family(address), address)
 
 
 def canonical_net(text: str) -> str | None:
@@ -6034,6 +6034,12 @@ class XfrmText(XfrmReader):
                 text += f"{unsigned(word):08x} "
             text += "\n"
         return text
+
+
+def xfrm_statistics(host: Host) -> dict[str, int]:
+    """Return the counters of /proc/net/xfrm_stat, or an empty dict if that file can't be read."""
+    rows = [line.split() for line in host.value("/proc/net/xfrm_stat").splitlines()]
+    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and is_number(row[1])}
 
 
 # --- states and policies as data, and their removal ---------------------------------------------------------
@@ -23749,13 +23755,9 @@ class Diagnoser:
         self.redactor = redactor_of(host, config=self.facts.config)
         self.whack_lines: list[LogLine] = []
 
-    @once
     def log(self) -> list[LogLine]:
-        """Return pluto's log since pluto started.
-
-        Raises PermissionError if this process is not permitted to read the log, Missing if no log was found.
-        """
-        return read_pluto_log(self.host, self.facts.config, self.timeout)
+        """Return Facts.log().  Raises the same errors."""
+        return self.facts.log()
 
     def names(self) -> list[str]:
         """Return the names of the connections in the file, then the names that only pluto has.
@@ -24382,12 +24384,6 @@ def before_text(attempts: Sequence[Attempt]) -> str:
             return "the tunnel was up before, and the peer deleted it"
         return "the tunnel was up before and ended for an unknown reason"
     return ""
-
-
-def xfrm_statistics(host: Host) -> dict[str, int]:
-    """Return the counters of /proc/net/xfrm_stat, or an empty dict if that file can't be read."""
-    rows = [line.split() for line in host.value("/proc/net/xfrm_stat").splitlines()]
-    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and is_number(row[1])}
 
 
 def xfrm_counters(host: Host) -> list[str]:

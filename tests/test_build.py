@@ -421,7 +421,7 @@ print(max(runs.values()), len(runs) > 5)
     assert run(PYTHON, "-I", "-c", script, check=True).stdout.splitlines()[-1] == "1 True"
 
 
-@pytest.mark.parametrize("name", ["status", "up", "_updown"])
+@pytest.mark.parametrize("name", ["status", "up", "_updown", "tunnels", "metrics"])
 def test_what_programs_call_often_loads_little(pyz: Path, tmp_path: Path, name: str) -> None:
     """The search for causes is loaded when a tunnel fails, not before."""
     slow = without_bytecode(pyz, tmp_path / "ipsec.pyz")
