@@ -19,17 +19,23 @@ TEXT = SOURCE.read_text()
 TREE = ast.parse(TEXT)
 
 
-def places() -> list[tuple[int, int]]:
-    """Return (section, subsection) of every line of ipsec.py; both count from 0 at the top of the file."""
-    section = subsection = 0
-    numbers = []
+def places() -> list[tuple[int, int, str]]:
+    """Return (section, number of the subsection, its title up to a colon) of every line of ipsec.py.
+
+    Numbers count from 0 at the top of the file, and from 0 in each section, whose own part has no title.
+    """
+    section, subsection, title = 0, 0, ""
+    result = []
     for line in TEXT.splitlines():
         if banner := re.match(r"# (\d+)\. ", line):
-            section, subsection = int(banner[1]), 0
+            section, subsection, title = int(banner[1]), 0, ""
         elif line.startswith("# --- "):
-            subsection += 1
-        numbers.append((section, subsection))
-    return numbers
+            subsection, title = subsection + 1, line.strip("# -").split(":")[0]
+        result.append((section, subsection, title))
+    return result
+
+
+PLACES = places()
 
 
 def bound_names(statement: ast.stmt) -> list[str]:
@@ -76,14 +82,13 @@ def loaded_names(statement: ast.stmt) -> Iterator[str]:
 
 def test_a_statement_uses_only_names_of_its_own_or_earlier_subsections() -> None:
     """The file can be read from top to bottom.  The two exceptions are those that its first lines name."""
-    place_of_line = places()
-    place_of_name: dict[str, tuple[int, int]] = {}
+    place_of_name: dict[str, tuple[int, int, str]] = {}
     for statement in TREE.body:
         for name in bound_names(statement):
-            place_of_name.setdefault(name, place_of_line[statement.lineno - 1])
+            place_of_name.setdefault(name, PLACES[statement.lineno - 1])
     backward, exceptions = [], set()
     for statement in TREE.body:
-        place = place_of_line[statement.lineno - 1]
+        place = PLACES[statement.lineno - 1]
         for name in names_in(statement):
             if place_of_name.get(name, place) > place:
                 backward.append(f"line {statement.lineno} uses {name} of section {place_of_name[name][0]}")
@@ -123,30 +128,14 @@ MAP = [[cell.strip() for cell in row.split("|")[1:5]]
        for row in CONTRIBUTING.partition("| part of `ipsec.py` |")[2].partition("\n\n")[0].splitlines()[2:]]
 
 
-def titles() -> list[tuple[int, str]]:
-    """Return (section, part) of every line of ipsec.py.  A part is a subsection: its title up to a colon."""
-    section, part = 0, ""
-    result = []
-    for line in TEXT.splitlines():
-        if banner := re.match(r"# (\d+)\. ", line):
-            section, part = int(banner[1]), ""
-        elif line.startswith("# --- "):
-            part = line.strip("# -").split(":")[0]
-        result.append((section, part))
-    return result
-
-
-TITLES = titles()
-
-
-def users_of_sections() -> dict[int, list[tuple[int, str]]]:
+def users_of_sections() -> dict[int, list[tuple[int, int, str]]]:
     """Return the later sections and parts that use a name of each section, in the order of the file."""
     section_of_name: dict[str, int] = {}
     for statement in TREE.body:
-        section_of_name.update(dict.fromkeys(bound_names(statement), TITLES[statement.lineno - 1][0]))
-    users: dict[int, list[tuple[int, str]]] = {section: [] for section in range(13)}
+        section_of_name.update(dict.fromkeys(bound_names(statement), PLACES[statement.lineno - 1][0]))
+    users: dict[int, list[tuple[int, int, str]]] = {section: [] for section in range(13)}
     for statement in TREE.body:
-        user = TITLES[statement.lineno - 1]
+        user = PLACES[statement.lineno - 1]
         for name in names_in(statement) | set(loaded_names(statement)):
             section = section_of_name.get(name, user[0])
             if section < user[0] and user not in users[section]:
@@ -154,13 +143,13 @@ def users_of_sections() -> dict[int, list[tuple[int, str]]]:
     return users
 
 
-def users_text(section: int, users: list[tuple[int, str]]) -> str:
+def users_text(section: int, users: list[tuple[int, int, str]]) -> str:
     """Return the users of a section as its banner must name them."""
     numbers = sorted({user[0] for user in users})
     if numbers == [*range(section + 1, 13)]:
         return "all later sections"
     *firsts, last = [str(number) for number in numbers if number != 11] or [""]
-    parts = f"these parts of section 11: {'; '.join(part for number, part in users if number == 11)}"
+    parts = f"these parts of section 11: {'; '.join(part for number, _, part in users if number == 11)}"
     if firsts:
         return f"sections {', '.join(firsts)} and {last}, and by {parts}"
     return f"section {last}, and by {parts}" if last else parts
@@ -209,7 +198,7 @@ def test_the_map_names_each_command_and_its_tests() -> None:
     assert set(row_of_command) == set(ipsec.COMMANDS)
     for name, entry in ipsec.COMMANDS.items():
         parts, _, unit, system = row_of_command[name]
-        assert TITLES[entry.function.__code__.co_firstlineno - 1][1] in parts.split("; "), name
+        assert PLACES[entry.function.__code__.co_firstlineno - 1][2] in parts.split("; "), name
         files = [*(TESTS / f"test_{test}.py" for test in unit.split(", ")),
                  *(TESTS / f"system/test_{test}.py" for test in system.split(", "))]
         word = re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])")
@@ -225,7 +214,6 @@ def test_no_file_of_any_size_is_read_as_a_whole() -> None:
 def test_only_the_host_asks_the_file_system() -> None:
     """Section 2 bounds what may never answer.  Section 7 has asked it before it changes a database."""
     asks = re.compile(r"os\.path\.(?:exists|isdir|isfile|realpath|lexists)\(|os\.(?:listdir|scandir|readlink)\(")
-    place_of_line = places()
     lines = [(number, line.strip()) for number, line in enumerate(TEXT.splitlines(), 1)
-             if asks.search(line) and place_of_line[number - 1][0] not in (2, 7)]
+             if asks.search(line) and PLACES[number - 1][0] not in (2, 7)]
     assert lines == []
