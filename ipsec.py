@@ -12540,7 +12540,9 @@ class Updown:
         return self.change(f"route {action} {net} {' '.join(words)}", fine, change)
 
     def route_to(self, address: str, source: str = "") -> Route | OSError:
-        """Return the route that the kernel selects for an address, or the kernel's error if there is none."""
+        """Return the route that the kernel selects for an address, or the kernel's error if it selects no
+        route.
+        """
         try:
             return self.routing.lookup(address, source)
         except OSError as error:
@@ -14068,7 +14070,7 @@ def detected_service(host: Host, action: str) -> Service | None:
 
     An init script of sysvinit is used even if sysvinit does not run.  Return None if there is no service, or
     if outside() says that the init system does not serve this process.  Raises Failure if process 1 is an
-    init system that should have a service (serves_host()), but there is none.  Raises Failure also if
+    init system that should have a service (serves_host()), but has none.  Raises Failure also if
     choose_service() can't decide between several services.
     """
     where = outside(host)
