@@ -12540,9 +12540,7 @@ class Updown:
         return self.change(f"route {action} {net} {' '.join(words)}", fine, change)
 
     def route_to(self, address: str, source: str = "") -> Route | OSError:
-        """Return the route that the kernel selects for an address, or the kernel's error if it selects no
-        route.
-        """
+        """Return the route that the kernel selects for an address, or the kernel's error if it finds none."""
         try:
             return self.routing.lookup(address, source)
         except OSError as error:
